@@ -1,0 +1,3 @@
+"""AWS Lambda's event source mappings, outside AWS."""
+
+__version__ = "0.1.0"

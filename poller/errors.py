@@ -1,0 +1,93 @@
+"""The error tree, told apart by what the reader should do about it.
+
+=====================  ==========================================================
+ConfigError            correct the file; nothing was started
+FunctionInitError      correct the function's code or its name in the file
+AwsError               look at its class: some pass by themselves (`transient`),
+                       some want a permission, a queue or fresh credentials
+anything else          a bug in poller: report it
+=====================  ==========================================================
+
+A class's docstring is its default message. botocore's and aiohttp's exceptions end in `poller.aws.errors`; nothing above
+it sees them except as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PollerError(Exception):
+    """Something went wrong that poller has a name for."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])
+
+
+class ConfigError(PollerError):
+    """The configuration is not valid."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class FunctionInitError(PollerError):
+    """The function's handler cannot be loaded."""
+
+    def __init__(self, error_type: str, message: str, stack_trace: tuple[str, ...] = ()) -> None:
+        self.error_type = error_type
+        self.stack_trace = stack_trace
+        super().__init__(message)
+
+
+class AwsError(PollerError):
+    """A call to AWS failed."""
+
+    #: True when the same call may succeed later without anybody doing anything.
+    transient: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, *, code: str = "", operation: str = "") -> None:
+        self.code = code
+        self.operation = operation
+        super().__init__(message)
+
+
+class ResourceNotFound(AwsError):
+    """The queue or stream does not exist."""
+
+
+class AccessDenied(AwsError):
+    """The credentials lack a permission."""
+
+
+class CredentialsInvalid(AwsError):
+    """The credentials are missing, wrong or expired."""
+
+
+class RequestRefused(AwsError):
+    """AWS refused the request as it stands."""
+
+
+class Throttled(AwsError):
+    """AWS asks for fewer requests."""
+
+    transient = True
+
+
+class ServiceFault(AwsError):
+    """AWS answered with a fault of its own."""
+
+    transient = True
+
+
+class Unreachable(AwsError):
+    """The endpoint cannot be reached, or broke the connection."""
+
+    transient = True
+
+
+class BadReply(AwsError):
+    """The endpoint's reply is cut off or is not what the protocol says."""
+
+    transient = True

@@ -1,0 +1,199 @@
+"""Frozen records that the layers hand to each other. They carry facts and decide nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+# --- records and batches ------------------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """One message on its way to a function. A tuple, because there are thousands of them a second."""
+
+    id: str
+    """What ReportBatchItemFailures names: an SQS message id, a stream's sequence number."""
+    key: str | None
+    """Records of one key keep their order (FIFO group, partition key); None where order does not matter."""
+    size: int
+    """Bytes of this record in the encoded event, its separator included."""
+    event: dict[str, Any]
+    """The record as Lambda delivers it. A handler may change it: nothing reads it after an invocation."""
+    receipt: Any
+    """What the reader needs to settle the record; opaque to the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of a source that is read on its own. A queue has one."""
+
+    id: str
+    parents: tuple[str, ...] = ()
+
+
+# --- one invocation -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What a runtime is asked to run."""
+
+    request_id: str
+    event: Any
+    deadline: float
+    """Unix time, seconds, at which the function times out."""
+    function_arn: str
+    """As mapped, with its qualifier when the mapping names one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The function ended normally with this JSON value (None for no result)."""
+
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionError:
+    """The function failed; the shape is Lambda's error object (spec 8.3)."""
+
+    error_type: str
+    error_message: str
+    stack_trace: tuple[str, ...] = ()
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No handler ran: throttled, no worker, endpoint unreachable. It does not count as an attempt."""
+
+    reason: str
+
+
+Reply = Returned | FunctionError | Refused
+
+
+# --- outcomes and decisions ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """Every record of the batch is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartlyFailed:
+    """The function named these record ids as failed; never empty, all of them in the batch."""
+
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The whole batch failed."""
+
+    error: FunctionError
+
+
+@dataclass(frozen=True, slots=True)
+class NotInvoked:
+    """No handler ran; the same batch may be tried again."""
+
+    reason: str
+
+
+Outcome = Succeeded | PartlyFailed | Failed | NotInvoked
+
+
+# --- facts for observers ------------------------------------------------------------------------------------------------
+
+
+class MappingState(StrEnum):
+    """Where a mapping stands, as `mapping_state` and `poller status` show it."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One receive came back; `records` is 0 for an empty one."""
+
+    mapping: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredOut:
+    """Records that no filter pattern matched; they are settled without an invocation."""
+
+    mapping: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invoked:
+    """One invocation ended. `failed` counts the records that it did not finish."""
+
+    mapping: str
+    function: str
+    request_id: str
+    records: int
+    failed: int
+    outcome: Outcome
+    duration: float
+    """Seconds, waiting for a free slot excluded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Records that left poller: deleted at the source, left to come back by themselves, or given back at once."""
+
+    mapping: str
+    deleted: int = 0
+    left: int = 0
+    released: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StaleReceipts:
+    """Messages that were processed but could not be deleted: their receipt had expired, so they come back."""
+
+    mapping: str
+    records: int
+    example: str
+    """The message id of one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """A mapping went from one state to another."""
+
+    mapping: str
+    state: MappingState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """The source of a mapping cannot be read, or cannot settle records, at the moment."""
+
+    mapping: str
+    error: str
+    retry_in: float
+    """Seconds until the next try."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRequest:
+    """One request to AWS. `outcome` is `ok` or the error code."""
+
+    service: str
+    operation: str
+    outcome: str
+    duration: float

@@ -1,0 +1,107 @@
+"""The seams. Each port says what may be called when, and what each failure means; adapters differ in data, not in verbs."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from poller.model import (
+        ApiRequest,
+        FilteredOut,
+        Invocation,
+        Invoked,
+        Received,
+        Record,
+        Reply,
+        Settled,
+        Shard,
+        StaleReceipts,
+        StateChanged,
+        Trouble,
+    )
+
+#: The invocation that the current task or thread works for. Runtimes set it, logs read it.
+current_invocation: ContextVar[Invocation | None] = ContextVar("current_invocation", default=None)
+
+
+class Reader(Protocol):
+    """Reads one shard and settles what it read.
+
+    All verbs may be called from several tasks at the same time, and all raise `poller.errors.AwsError` only. A record is
+    the reader's to keep alive (visibility) from the moment `receive` returns it until it is acked or released.
+    """
+
+    redelivers: bool
+    """True when an unsettled record comes back by itself (a queue); False when it must be tried again here (a stream)."""
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Record]:
+        """Return up to `limit` records, waiting up to `wait` seconds for the first one; empty when there were none.
+
+        Cancelling it may lose sight of records for as long as the source hides them, so it is done at the deadline of a
+        stop only.
+        """
+        ...
+
+    async def ack(self, records: Sequence[Record]) -> int:
+        """Settle `records` for good and return how many the source confirmed; the others will come back."""
+        ...
+
+    async def release(self, records: Sequence[Record], delay: float | None) -> None:
+        """Stop keeping `records`: with `delay` they are offered again after that many seconds, with None when the source
+        would do so by itself."""
+        ...
+
+
+class Source(Protocol):
+    """One queue or stream."""
+
+    async def shards(self) -> Sequence[Shard]:
+        """List the shards that may be read now."""
+        ...
+
+    def open(self, shard: Shard) -> AbstractAsyncContextManager[Reader]:
+        """Read `shard` for the length of the context; what the reader runs in the background ends with it.
+
+        Entering raises `poller.errors.AwsError` when the source is missing, forbidden or out of reach.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """Runs one function."""
+
+    async def invoke(self, invocation: Invocation) -> Reply:
+        """Run the function on one event. Whatever the function does is a value; nothing is raised.
+
+        The caller enforces the time limit by cancelling: the runtime then makes sure that the code runs no further where
+        it can, and counts what it cannot stop against its own limit.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Stop everything that runs for this function. Called once, after the last `invoke` has ended."""
+        ...
+
+
+class Observer(Protocol):
+    """Hears every fact, on the event loop, in order. It must not block and must not raise."""
+
+    def received(self, fact: Received) -> None: ...
+
+    def filtered_out(self, fact: FilteredOut) -> None: ...
+
+    def invoked(self, fact: Invoked) -> None: ...
+
+    def settled(self, fact: Settled) -> None: ...
+
+    def stale_receipts(self, fact: StaleReceipts) -> None: ...
+
+    def state_changed(self, fact: StateChanged) -> None: ...
+
+    def trouble(self, fact: Trouble) -> None: ...
+
+    def api_request(self, fact: ApiRequest) -> None: ...
