@@ -3,6 +3,7 @@
 =====================  ==========================================================
 ConfigError            correct the file; nothing was started
 FunctionInitError      correct the function's code or its name in the file
+SourceUnfit            correct the queue's settings, or the mapping's
 AwsError               look at its class: some pass by themselves (`transient`),
                        some want a permission, a queue or fresh credentials
 anything else          a bug in poller: report it
@@ -30,6 +31,10 @@ class ConfigError(PollerError):
     def __init__(self, problems: tuple[str, ...]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class SourceUnfit(PollerError):
+    """The queue's own settings do not go together with the mapping."""
 
 
 class FunctionInitError(PollerError):

@@ -114,6 +114,8 @@ class MappingState(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
+    DEGRADED = "degraded"
+    """Running, but the source cannot be read or settled at the moment."""
     PAUSED = "paused"
     DRAINING = "draining"
     STOPPED = "stopped"
@@ -177,6 +179,8 @@ class StateChanged:
     mapping: str
     state: MappingState
     reason: str = ""
+    error: BaseException | None = None
+    """What crashed it, when that was a bug: its traceback belongs in the log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,9 @@ current_invocation: ContextVar[Invocation | None] = ContextVar("current_invocati
 class Reader(Protocol):
     """Reads one shard and settles what it read.
 
-    All verbs may be called from several tasks at the same time, and all raise `poller.errors.AwsError` only. A record is
-    the reader's to keep alive (visibility) from the moment `receive` returns it until it is acked or released.
+    All verbs may be called from several tasks at the same time. A record is the reader's to keep alive (visibility) from the
+    moment `receive` returns it until it is acked or released. Settling does not raise: at least once is the contract, so
+    what the source does not confirm comes back, and the reader tells its observer.
     """
 
     redelivers: bool
@@ -40,6 +41,8 @@ class Reader(Protocol):
 
     async def receive(self, limit: int, wait: float) -> Sequence[Record]:
         """Return up to `limit` records, waiting up to `wait` seconds for the first one; empty when there were none.
+
+        Raises `poller.errors.AwsError` when the source cannot be read now.
 
         Cancelling it may lose sight of records for as long as the source hides them, so it is done at the deadline of a
         stop only.
@@ -66,7 +69,8 @@ class Source(Protocol):
     def open(self, shard: Shard) -> AbstractAsyncContextManager[Reader]:
         """Read `shard` for the length of the context; what the reader runs in the background ends with it.
 
-        Entering raises `poller.errors.AwsError` when the source is missing, forbidden or out of reach.
+        Entering raises `poller.errors.PollerError` when the source is missing, forbidden, out of reach or unfit. Leaving
+        gives back every record that is not settled.
         """
         ...
 

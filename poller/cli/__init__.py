@@ -1,0 +1,57 @@
+"""The commands. Each imports what it needs when it is called, so that `poller check` does not wait for an AWS client."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from poller import __version__
+from poller.cli.check import check_command
+from poller.cli.control import pause_command, resume_command
+from poller.cli.demo import demo_command
+from poller.cli.filter import filter_command
+from poller.cli.run import run_command
+from poller.cli.schema import schema_command
+from poller.cli.status import status_command
+
+app = typer.Typer(
+    name="poller",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="AWS Lambda's event source mappings, outside AWS.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"poller {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Read by typer."""
+
+
+for _name, _command in (
+    ("run", run_command),
+    ("check", check_command),
+    ("demo", demo_command),
+    ("filter", filter_command),
+    ("status", status_command),
+    ("pause", pause_command),
+    ("resume", resume_command),
+    ("schema", schema_command),
+):
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    """Entry point of the `poller` program."""
+    app()

@@ -1,0 +1,24 @@
+"""The TOML file: models with the manual inside, and the loader that names every mistake at once."""
+
+from poller.config.advice import warnings
+from poller.config.arn import Arn, SourceKind
+from poller.config.loader import load, parse
+from poller.config.mapping import Filter, FilterCriteria, Mapping, ScalingConfig
+from poller.config.model import Aws, Config, Daemon, Function, not_yet
+
+__all__ = [
+    "Arn",
+    "Aws",
+    "Config",
+    "Daemon",
+    "Filter",
+    "FilterCriteria",
+    "Function",
+    "Mapping",
+    "ScalingConfig",
+    "SourceKind",
+    "load",
+    "not_yet",
+    "parse",
+    "warnings",
+]

@@ -1,0 +1,1 @@
+"""Ready functions: plain Lambda handlers that a config can name."""

@@ -1,0 +1,222 @@
+"""The daemon: one event loop, its signals, and the order in which things start and end.
+
+Start: load the file and the functions, listen, open the mappings, say READY. SIGHUP: load anew; a bad file is refused and
+the old one keeps running. SIGTERM or SIGINT: stop in two steps within `shutdown_timeout`; a second one cuts it short.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import signal
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import anyio
+
+from poller import __version__
+from poller.app import functions
+from poller.app.mappings import Surroundings, specs
+from poller.aws.session import AwsSession
+from poller.config import not_yet
+from poller.engine.invoker import World
+from poller.engine.slots import Places
+from poller.engine.status import Board, DaemonStatus, FunctionStatus
+from poller.engine.supervisor import Supervisor
+from poller.errors import ConfigError
+from poller.telemetry.logs import LogObserver
+from poller.telemetry.metrics import Metrics
+from poller.telemetry.observers import Fanout
+from poller.telemetry.systemd import Systemd
+from poller.web.server import Surface, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio.abc import TaskGroup
+
+    from poller.app.functions import Loaded
+    from poller.config import Config
+
+_log = logging.getLogger("poller")
+
+
+class Daemon:
+    """All that runs in the process. Built outside the loop; `run` is its whole life."""
+
+    def __init__(self, load: Callable[[], Config]) -> None:
+        """Load everything that can be wrong; raises ConfigError."""
+        self._load = load
+        self._config = _accepted(load())
+        self._places = Places(self._config.daemon.concurrency)
+        self._functions = functions.load(self._config, self._places, {})
+        self._systemd = Systemd()
+        self._board = Board()
+        self._metrics = Metrics(self.status)
+        self._observer = Fanout(self._board, self._metrics, LogObserver())
+        self._world = World(wall=time.time, chance=random.random, request_id=lambda: str(uuid4()))
+        self._started = time.time()
+        self._ready = False
+        self._stopping = False
+        self._reloading = anyio.Lock()
+        self._supervisor = Supervisor(
+            self._observer, self._board, self._world, self._config.daemon.shutdown_timeout
+        )
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until stopped by a signal."""
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._obey_signals, tasks)
+            await self._listen(tasks)
+            tasks.start_soon(self._systemd.watchdog, lambda: True)
+            tasks.start_soon(self._announce)
+            session = AwsSession(self._config.aws, self._observer)
+            self._session = session
+            try:
+                await self._supervisor.run(self._specs(self._config, self._functions, session))
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._close(self._functions, self._session)
+            tasks.cancel_scope.cancel()
+        _log.info("stopped")
+
+    def _specs(self, config: Config, loaded: dict[str, Loaded], session: AwsSession) -> Any:
+        return specs(config, loaded, Surroundings(session, self._observer, self._world))
+
+    async def _listen(self, tasks: TaskGroup) -> None:
+        daemon = self._config.daemon
+        if not daemon.listen:
+            return
+        surface = Surface(
+            metrics=self._metrics.render,
+            healthy=lambda: (True, "ok"),
+            ready=self._is_ready,
+            status=lambda: asdict(self.status()),
+            mappings=lambda: self._supervisor.names,
+            pause=self._pause,
+            resume=self._resume,
+        )
+        port = await tasks.start(serve, daemon.host, daemon.port, surface)
+        host = f"[{daemon.host}]" if ":" in daemon.host else daemon.host
+        _log.info("listening on http://%s:%d", host, port)
+
+    async def _announce(self) -> None:
+        # The supervisor starts its children in the task that follows this one.
+        await anyio.lowlevel.checkpoint()
+        await self._supervisor.ready()
+        # What is there now stays until the end: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self._ready = True
+        self._systemd.ready()
+        down = self._supervisor.down()
+        _log.info(
+            "ready: %d mappings%s", len(self._supervisor.names), f", failed: {', '.join(down)}" if down else ""
+        )
+
+    async def _close(self, loaded: dict[str, Loaded], session: AwsSession) -> None:
+        for function in loaded.values():
+            await function.runtime.aclose()
+        await session.__aexit__(None, None, None)
+
+    # --- signals --------------------------------------------------------------------------------------------------------
+
+    async def _obey_signals(self, tasks: TaskGroup, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for received in signals:
+                if received is signal.SIGHUP:
+                    tasks.start_soon(self._reload)
+                elif self._stopping:
+                    _log.warning("second %s: stopping now", received.name)
+                    self._supervisor.stop_now()
+                else:
+                    self._stopping = True
+                    tasks.start_soon(self._stop, received)
+
+    async def _stop(self, received: signal.Signals) -> None:
+        status = self.status()
+        _log.info(
+            "%s: stopping within %g s; %d invocations in flight, long polls in flight may return",
+            received.name,
+            self._supervisor.stop_timeout,
+            status.in_flight,
+        )
+        self._systemd.stopping()
+        await self._supervisor.stop()
+
+    async def _reload(self) -> None:
+        async with self._reloading:
+            if self._stopping:
+                return
+            self._systemd.reloading()
+            try:
+                config = _accepted(self._load())
+                loaded = functions.load(config, self._places, self._functions)
+            except ConfigError as error:
+                for problem in error.problems:
+                    _log.error("reload refused, the old configuration keeps running: %s", problem)  # noqa: TRY400
+            else:
+                await self._go_over(config, loaded)
+            self._systemd.ready()
+
+    async def _go_over(self, config: Config, loaded: dict[str, Loaded]) -> None:
+        old, old_functions, old_session = self._config, self._functions, self._session
+        for key in ("listen", "state"):
+            if getattr(config.daemon, key) != getattr(old.daemon, key):
+                _log.warning("[daemon] %s takes effect at the next start", key)
+        if config.aws != old.aws:
+            self._session = AwsSession(config.aws, self._observer)
+        self._config, self._functions = config, loaded
+        self._places.resize(config.daemon.concurrency)
+        self._supervisor.stop_timeout = config.daemon.shutdown_timeout
+        await self._supervisor.reload(self._specs(config, loaded, self._session))
+        for name in {mapping.name for mapping in old.mappings} - {mapping.name for mapping in config.mappings}:
+            self._metrics.forget(name)
+        gone = {name: one for name, one in old_functions.items() if one is not loaded.get(name)}
+        await self._close(gone, old_session if old_session is not self._session else AwsSession(config.aws, self._observer))
+        _log.info("reloaded: %d mappings", len(config.mappings))
+
+    # --- what the outside asks ------------------------------------------------------------------------------------------
+
+    async def _pause(self, name: str) -> None:
+        self._supervisor.pause(name)
+
+    async def _resume(self, name: str) -> None:
+        self._supervisor.resume(name)
+
+    def _is_ready(self) -> tuple[bool, str]:
+        if self._stopping:
+            return False, "stopping"
+        if not self._ready:
+            return False, "starting"
+        down = self._supervisor.down()
+        return True, f"ready; failed mappings, tried again: {', '.join(down)}" if down else "ready"
+
+    def status(self) -> DaemonStatus:
+        """A snapshot of all that runs."""
+        return DaemonStatus(
+            version=__version__,
+            pid=os.getpid(),
+            started=self._started,
+            stopping=self._stopping,
+            concurrency=self._places.total,
+            in_flight=self._places.taken,
+            mappings=self._supervisor.status(),
+            functions=tuple(
+                FunctionStatus(one.name, one.slots.taken, one.slots.total, one.slots.waiting)
+                for one in self._functions.values()
+            ),
+        )
+
+
+def _accepted(config: Config) -> Config:
+    if lines := not_yet(config):
+        raise ConfigError(lines)
+    return config

@@ -1,0 +1,116 @@
+"""Turns the mappings of a config into what the supervisor runs."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from poller.app import functions
+from poller.aws.calls import HOT_OPERATIONS
+from poller.core.batch import BatchLimits
+from poller.core.filters import compile_filters
+from poller.engine.child import MappingSpec
+from poller.engine.invoker import FunctionPlan, Invoker
+from poller.engine.pipeline import Pipeline, Plan
+from poller.sources.sqs import API_BATCH, QueueId, SqsSource
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from poller.app.functions import Loaded
+    from poller.aws.session import AwsSession
+    from poller.config import Config, Mapping
+    from poller.engine.invoker import World
+    from poller.ports import Observer
+    from poller.sources.sqs import Api
+
+#: Seconds of a long poll, the longest that SQS knows: an idle queue costs three requests a minute.
+LONG_POLL = 20.0
+#: Lambda's own ceiling of a queue's mapping without scaling_config (spec 4.4).
+DEFAULT_CONCURRENCY = 1250
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every mapping shares."""
+
+    session: AwsSession
+    observer: Observer
+    world: World
+
+
+def specs(config: Config, loaded: dict[str, Loaded], around: Surroundings) -> list[MappingSpec]:
+    """One spec a mapping. A mapping's fingerprint holds all that it was made from."""
+    return [_spec(mapping, config, loaded[mapping.function], around) for mapping in config.mappings]
+
+
+def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundings) -> MappingSpec:
+    @asynccontextmanager
+    async def open_pipeline() -> AsyncIterator[Pipeline]:
+        source = _source(mapping, function, around)
+        (shard,) = await source.shards()
+        async with source.open(shard) as reader:
+            invoker = Invoker(
+                FunctionPlan(function.name, functions.arn(mapping), function.config.timeout),
+                function.runtime,
+                function.slots,
+                around.observer,
+                around.world,
+            )
+            plan = _plan(mapping, patience=reader.visibility_timeout)
+            yield Pipeline(plan, reader, invoker, around.observer, around.world)
+
+    return MappingSpec(
+        name=mapping.name,
+        source=mapping.event_source_arn,
+        function=mapping.function,
+        enabled=mapping.enabled,
+        fingerprint=(mapping.model_dump_json(), function.config.model_dump_json(), config.aws.model_dump_json()),
+        open=open_pipeline,
+    )
+
+
+def _source(mapping: Mapping, function: Loaded, around: Surroundings) -> SqsSource:
+    queue = QueueId(
+        mapping=mapping.name,
+        arn=mapping.event_source_arn,
+        region=mapping.region,
+        account=mapping.arn.account,
+        name=mapping.queue_name,
+        fifo=mapping.fifo,
+        function_timeout=function.config.timeout,
+    )
+
+    async def connect() -> Api:
+        return await _sqs(around.session, mapping.region)
+
+    return SqsSource(queue, connect, around.observer)
+
+
+async def _sqs(session: AwsSession, region: str) -> Api:
+    hot = await session.hot("sqs", region)
+    hot_operations = HOT_OPERATIONS["sqs"]
+
+    async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        if operation in hot_operations:
+            return await hot.call(operation, params, timeout=timeout)
+        return await session.call("sqs", operation, params, region=region, timeout=timeout)
+
+    return call
+
+
+def _plan(mapping: Mapping, patience: float) -> Plan:
+    limits = BatchLimits(count=mapping.batch_size, window=mapping.maximum_batching_window_in_seconds)
+    return Plan(
+        name=mapping.name,
+        source=mapping.source,
+        limits=limits,
+        receive_limit=API_BATCH,
+        receive_wait=LONG_POLL,
+        maximum_concurrency=mapping.concurrency or DEFAULT_CONCURRENCY,
+        reports_batch_item_failures=mapping.reports_batch_item_failures,
+        filters=compile_filters(mapping.patterns, mapping.source) if mapping.patterns else None,
+        ordered=mapping.fifo,
+        patience=patience,
+    )

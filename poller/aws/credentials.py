@@ -1,0 +1,96 @@
+"""The credentials of a session: shared, cheap to ask for, and loaded afresh when AWS refuses them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+#: Seconds for which a key is used without asking whether it expires. Refreshing begins 15 minutes ahead, so
+#: this is no risk.
+CHECK_EVERY = 10.0
+
+
+class Frozen(NamedTuple):
+    """One consistent set of credentials, with the fields that botocore's signers read."""
+
+    access_key: str
+    secret_key: str
+    token: str | None = None
+    account_id: str | None = None
+
+
+class Credentials:
+    """Credentials as aiobotocore's clients and our wires ask for them; also a session's provider of them.
+
+    `load` finds credentials from scratch and returns an aiobotocore credentials object, which refreshes
+    itself when it can.
+    """
+
+    method = "poller"
+
+    def __init__(
+        self, load: Callable[[], Awaitable[Any]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._load = load
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._source: Any = None
+        self._frozen: Frozen | None = None
+        self._checked = 0.0
+        self._renewed = float("-inf")
+        self._changed = False
+
+    async def load_credentials(self) -> Credentials:
+        """Be the credential provider of a session."""
+        return self
+
+    async def get_account_id(self) -> str | None:
+        """Return the account, where the credentials name it."""
+        return (await self.get_frozen_credentials()).account_id
+
+    def get_deferred_property(self, _name: str) -> Callable[[], Awaitable[str | None]]:
+        """Return what gives the account id: the one property that botocore asks for in this way."""
+        return self.get_account_id
+
+    async def get_frozen_credentials(self) -> Frozen:
+        """Return credentials that are good now. Raises botocore's errors when there are none."""
+        if self._frozen is None or self._clock() - self._checked >= CHECK_EVERY:
+            async with self._lock:
+                await self._check()
+        assert self._frozen is not None
+        return self._frozen
+
+    async def renew(self, begun: float) -> bool:
+        """Load the credentials from scratch, unless that was done after `begun`; True when they changed.
+
+        For static keys this reads the files again, which is how keys that somebody rotates on disk come into
+        use.
+        """
+        async with self._lock:
+            if self._renewed < begun:
+                self._renewed = self._clock()
+                before, self._source = self._frozen, None
+                await self._check()
+                self._changed = self._frozen != before
+        return self._changed
+
+    async def _check(self) -> None:
+        source = self._source or await self._load()
+        frozen = Frozen(*await self._ask(source))
+        self._source, self._checked = source, self._clock()
+        # The same object while nothing changes: signers keep what they derived from it.
+        if frozen != self._frozen:
+            self._frozen = frozen
+
+    async def _ask(self, source: Any) -> tuple[str, str, str | None, str | None]:
+        from botocore.exceptions import CredentialRetrievalError
+
+        try:
+            found = await source.get_frozen_credentials()
+        except RuntimeError as error:  # botocore's word for "refreshed, and expired even so"
+            raise CredentialRetrievalError(provider="refresh", error_msg=str(error)) from error
+        return found.access_key, found.secret_key, found.token, getattr(found, "account_id", None)

@@ -1,0 +1,184 @@
+"""One AWS session for the whole daemon: credentials, one client per service and region, and the hot calls.
+
+aiobotocore costs a good part of a second and tens of megabytes, so it is imported when the first client is
+wanted, and all is shared: two hundred queues of one region use one client and one wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from poller import __version__
+from poller.aws.credentials import Credentials
+from poller.aws.errors import foreign, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    import aiohttp
+
+    from poller.aws.calls import HotApi
+    from poller.aws.sdk import SdkCalls
+    from poller.config import Aws
+    from poller.ports import Observer
+
+_Key = tuple[str, str | None]
+COLD_ATTEMPTS = 3
+COLD_CONNECTIONS = 50
+#: With ``wire = "sdk"`` each long poll occupies a connection of the client's pool.
+HOT_CONNECTIONS = 2000
+
+
+class AwsSession:
+    """Clients and calls with one configuration. An async context manager; leaving it closes every connection.
+
+    `call` and what `hot` returns raise `poller.errors.AwsError` only. A region of None is the configured one.
+    """
+
+    def __init__(self, config: Aws, observer: Observer) -> None:
+        self._config = config
+        self._observer = observer
+        self._credentials = Credentials(self._load_credentials)
+        self._opened = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._botocore: Any = None
+        self._http: aiohttp.ClientSession | None = None
+        self._clients: dict[_Key, Any] = {}
+        self._cold: dict[_Key, SdkCalls] = {}
+        self._hot: dict[_Key, HotApi] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._opened.aclose()
+
+    async def client(self, service: str, region: str | None = None) -> Any:
+        """Return the shared aiobotocore client. Its own methods raise botocore's errors: prefer `call`."""
+        async with self._opening:
+            return await self._shared_client((service, region))
+
+    async def call(
+        self,
+        service: str,
+        operation: str,
+        params: dict[str, Any] | None = None,
+        *,
+        region: str | None = None,
+        timeout: float = 30.0,
+    ) -> dict[str, Any]:
+        """Call any operation, named as AWS does (GetQueueUrl); return aiobotocore's reply, less its metadata.
+
+        botocore retries what is transient, within `timeout` seconds in all.
+        """
+        key = (service, region)
+        if key not in self._cold:
+            from poller.aws.sdk import SdkCalls
+
+            client = await self.client(service, region)
+            self._cold[key] = SdkCalls(service, client, self._credentials, self._observer)
+        return await self._cold[key].call(operation, params or {}, timeout=timeout)
+
+    async def hot(self, service: str, region: str | None = None) -> HotApi:
+        """Return the hot calls of "sqs", "kinesis" or "dynamodbstreams", over the configured wire."""
+        key = (service, region)
+        async with self._opening:
+            if key not in self._hot:
+                fast = self._config.wire == "fast"
+                self._hot[key] = await (self._fast_wire(key) if fast else self._sdk_wire(key))
+            return self._hot[key]
+
+    async def _fast_wire(self, key: _Key) -> HotApi:
+        from poller.aws.wire import Wire
+
+        meta = (await self._shared_client(key)).meta
+        http = await self._shared_http()
+        return Wire(key[0], meta.region_name, meta.endpoint_url, self._credentials, http, self._observer)
+
+    async def _sdk_wire(self, key: _Key) -> HotApi:
+        from poller.aws.sdk import SdkWire
+
+        client = await self._new_client(key, attempts=1, connections=HOT_CONNECTIONS)
+        return SdkWire(key[0], client, self._credentials, self._observer)
+
+    async def _shared_http(self) -> aiohttp.ClientSession:
+        from poller.aws.wire import open_http, tls_context
+
+        if self._http is None:
+            ca_bundle = self._config.ca_bundle or self._session().get_config_variable("ca_bundle")
+            tls = await asyncio.to_thread(tls_context, ca_bundle and str(ca_bundle))
+            self._http = await self._opened.enter_async_context(open_http(tls))
+        return self._http
+
+    async def _shared_client(self, key: _Key) -> Any:
+        if key not in self._clients:
+            self._clients[key] = await self._new_client(key, COLD_ATTEMPTS, COLD_CONNECTIONS)
+        return self._clients[key]
+
+    async def _new_client(self, key: _Key, attempts: int, connections: int) -> Any:
+        from aiobotocore.config import AioConfig
+
+        from poller.aws.sdk import refuse_cut_off_json
+
+        service, region = key
+        config = AioConfig(
+            connect_timeout=10,
+            read_timeout=75,
+            max_pool_connections=connections,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            user_agent_extra=f"poller/{__version__}",
+        )
+        # botocore says ValueError of an endpoint that is no URL.
+        refusals: tuple[type[Exception], ...] = (*foreign(), ValueError)
+        try:
+            create = self._creator(self._session(), region)
+            client = await self._opened.enter_async_context(create(service, config=config))
+        except refusals as error:
+            raise translate(error, service=service, operation="client") from error
+        refuse_cut_off_json(client)
+        return client
+
+    def _creator(self, session: Any, region: str | None) -> Callable[..., Any]:
+        config = self._config
+        return partial(
+            session.create_client,
+            region_name=region or config.region,
+            endpoint_url=config.endpoint_url,
+            verify=config.ca_bundle and str(config.ca_bundle),
+        )
+
+    def _session(self) -> Any:
+        if self._botocore is None:
+            self._botocore = self._new_session()
+            self._botocore.register_component("credential_provider", self._credentials)
+        return self._botocore
+
+    def _new_session(self) -> Any:
+        from aiobotocore.session import AioSession
+
+        return AioSession(profile=self._config.profile)
+
+    async def _load_credentials(self) -> Any:
+        from botocore.exceptions import NoCredentialsError
+
+        # A new session every time: the files are read again, and nothing that a provider keeps in memory is
+        # trusted.
+        session = self._new_session()
+        source = await session.get_credentials()
+        if source is None:
+            raise NoCredentialsError
+        return source if self._config.role_arn is None else self._assumed(session, source)
+
+    def _assumed(self, session: Any, source: Any) -> Any:
+        from aiobotocore.credentials import AioAssumeRoleCredentialFetcher, AioDeferredRefreshableCredentials
+
+        fetcher = AioAssumeRoleCredentialFetcher(
+            self._creator(session, None), source, self._config.role_arn, {"RoleSessionName": "poller"}
+        )
+        return AioDeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")

@@ -1,0 +1,90 @@
+"""`poller pause`, `poller resume`, and how commands find the daemon they talk to."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from poller.cli.check import ConfigFile
+
+DEFAULT_LISTEN = "127.0.0.1:9464"
+#: Seconds.
+TIMEOUT = 35.0
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", envvar="POLLER_URL", help="Where the daemon listens. Default: what [daemon] listen of the file says."
+    ),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A mapping's name.")]
+
+
+class DaemonError(Exception):
+    """The daemon did not do what it was asked."""
+
+
+def pause_command(name: Name, config: ConfigFile = Path("poller.toml"), url: Url = None) -> None:
+    """Stop receiving for one mapping; what is at work goes on."""
+    _command(name, "pause", config, url)
+
+
+def resume_command(name: Name, config: ConfigFile = Path("poller.toml"), url: Url = None) -> None:
+    """Go on with a paused mapping, or try a failed one again now."""
+    _command(name, "resume", config, url)
+
+
+def _command(name: str, verb: str, config: Path, url: str | None) -> None:
+    from urllib.parse import quote
+
+    try:
+        ask(f"{address(config, url)}/mappings/{quote(name, safe='')}/{verb}", post=True)
+    except DaemonError as error:
+        typer.echo(f"poller {verb}: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{name}: {verb}d")
+
+
+def address(config: Path, url: str | None) -> str:
+    """The daemon's address: `url`, else what the file says. Only that one key is read, so that a file whose variables are
+    set for the daemon alone will do."""
+    if url:
+        return url.rstrip("/")
+    listen: Any = DEFAULT_LISTEN
+    try:
+        listen = tomllib.loads(config.read_text(encoding="utf-8")).get("daemon", {}).get("listen", DEFAULT_LISTEN)
+    except (OSError, ValueError, AttributeError):
+        typer.echo(f"{config} cannot be read, so the daemon is looked for at {DEFAULT_LISTEN}", err=True)
+    host, _, port = str(listen).rpartition(":")
+    # A daemon that listens everywhere is reached at this machine's own address.
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
+    return f"http://{host}:{port}"
+
+
+def ask(url: str, *, post: bool = False) -> Any:
+    """The JSON that the daemon answers; DaemonError says in one line why there is none."""
+    request = urllib.request.Request(url, method="POST" if post else "GET", headers={"X-Poller": "1"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        raise DaemonError(_said(error)) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise DaemonError(f"no daemon answers at {url}: {reason}. Is it running, and is this its address?") from error
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    with error:
+        try:
+            said = json.load(error)
+        except ValueError:
+            return f"the daemon answered {error.code}"
+    known = said.get("known")
+    return said.get("error", f"the daemon answered {error.code}") + (f" (there are: {', '.join(known)})" if known else "")

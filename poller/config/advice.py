@@ -1,0 +1,38 @@
+"""What a valid file may still want to be told."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from poller.config.model import Config
+
+
+def warnings(config: Config) -> tuple[str, ...]:
+    """Return one line for each thing that is allowed and probably not meant."""
+    return (*_filters(config), *_concurrency(config))
+
+
+def _filters(config: Config) -> Iterator[str]:
+    for mapping in config.mappings:
+        if mapping.patterns:
+            from poller.core.filters import compile_filters  # only for files that have filters
+
+            compiled = compile_filters(mapping.patterns, mapping.source)
+            yield from (f'mapping "{mapping.name}": {warning}' for warning in compiled.warnings)
+
+
+def _concurrency(config: Config) -> Iterator[str]:
+    wanted: dict[str, int] = defaultdict(int)
+    for mapping in config.mappings:
+        wanted[mapping.function] += mapping.concurrency or 0
+    for name, function in config.functions.items():
+        reserved = function.reserved_concurrent_executions
+        if reserved is not None and wanted[name] > reserved:
+            yield (
+                f"functions.{name}: reserved_concurrent_executions is below the concurrency of its mappings,"
+                f" {wanted[name]} in all, so it will throttle them"
+            )

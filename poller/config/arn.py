@@ -1,0 +1,85 @@
+"""Amazon Resource Names, as far as a config names resources by them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+SourceKind = Literal["sqs", "kinesis", "dynamodb"]
+
+_ARN = re.compile(r"arn:(aws[a-z-]*):([a-z0-9-]+):([a-z0-9-]*):(\d{12}|):(\S+)")
+_SOURCES: dict[str, re.Pattern[str]] = {
+    "sqs": re.compile(r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo"),
+    "kinesis": re.compile(r"stream/[A-Za-z0-9_.-]{1,128}(/consumer/[A-Za-z0-9_.-]{1,128}:\d+)?"),
+    "dynamodb": re.compile(r"table/[A-Za-z0-9_.-]{3,255}/stream/[A-Za-z0-9_.:-]+"),
+}
+_DESTINATIONS: dict[str, re.Pattern[str]] = {
+    "sqs": re.compile(r"[A-Za-z0-9_-]{1,80}"),
+    "sns": re.compile(r"[A-Za-z0-9_-]{1,256}"),
+    "s3": re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arn:
+    """A parsed ARN; `str()` gives it back as it was."""
+
+    partition: str
+    service: str
+    region: str
+    account: str
+    resource: str
+
+    def __str__(self) -> str:
+        return f"arn:{self.partition}:{self.service}:{self.region}:{self.account}:{self.resource}"
+
+
+def parse_arn(text: str) -> Arn:
+    """Split an ARN; ValueError when it is none."""
+    found = _ARN.fullmatch(text)
+    if found is None:
+        raise ValueError("must be an ARN, like arn:aws:sqs:eu-west-1:123456789012:orders")
+    return Arn(*found.groups())
+
+
+def check_source(text: str) -> str:
+    """Return the ARN of something that a mapping can read; ValueError otherwise."""
+    if text.startswith(("http://", "https://")):
+        raise ValueError("must be the ARN of the source, not its URL")
+    arn = parse_arn(text)
+    shape = _SOURCES.get(arn.service)
+    if shape and arn.region and arn.account and shape.fullmatch(arn.resource):
+        return text
+    if arn.service == "dynamodb" and "/stream/" not in arn.resource:
+        raise ValueError("must be the ARN of the table's stream, which ends in /stream/ and a time")
+    raise ValueError(
+        "must be the ARN of an SQS queue, a Kinesis stream or its consumer, or a DynamoDB stream"
+    )
+
+
+def check_destination(text: str) -> str:
+    """Return the ARN of something that takes failed batches; ValueError otherwise."""
+    arn = parse_arn(text)
+    if arn.service in ("sqs", "sns") and arn.resource.endswith(".fifo"):
+        raise ValueError("must be a standard queue or topic: FIFO is not supported for destinations")
+    shape = _DESTINATIONS.get(arn.service)
+    if shape is None or not shape.fullmatch(arn.resource):
+        raise ValueError("must be the ARN of a standard SQS queue, a standard SNS topic or an S3 bucket")
+    return text
+
+
+def check_role(text: str) -> str:
+    """Return the ARN of an IAM role; ValueError otherwise."""
+    arn = parse_arn(text)
+    if arn.service != "iam" or not arn.resource.startswith("role/"):
+        raise ValueError("must be the ARN of an IAM role, like arn:aws:iam::123456789012:role/poller")
+    return text
+
+
+def check_key(text: str) -> str:
+    """Return the ARN of a KMS key; ValueError otherwise."""
+    arn = parse_arn(text)
+    if arn.service != "kms" or not arn.resource.startswith("key/"):
+        raise ValueError("must be the ARN of a KMS key, like arn:aws:kms:eu-west-1:123456789012:key/…")
+    return text

@@ -1,0 +1,222 @@
+"""The file as a whole, and its sections besides the mappings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path  # noqa: TC003  (pydantic reads annotations)
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from poller.config.arn import check_role
+from poller.config.mapping import Mapping  # noqa: TC001  (pydantic reads annotations)
+from poller.config.section import Mistake, Mistakes, Seconds, Section, Whole
+
+#: The runtimes that this version can run; the others are known by name.
+RUNTIMES = frozenset({"inline"})
+#: The sources that this version can read; the others are known by name.
+SOURCES = frozenset({"sqs"})
+
+_CALLED = {"sqs": "SQS queues", "kinesis": "Kinesis streams", "dynamodb": "DynamoDB streams"}
+_FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^\s:\[\]/]+):(?P<port>\d{1,5})")
+_STATE = re.compile(r"memory:|sqlite:.+|dynamodb:[A-Za-z0-9_.-]{3,255}")
+
+#: Bytes of names and values in a function's environment.
+ENVIRONMENT_LIMIT = 4096
+#: Variables that the runtime itself sets, so that a file may not.
+RESERVED_VARIABLES = frozenset(
+    {
+        "_HANDLER",
+        "_X_AMZN_TRACE_ID",
+        "AWS_DEFAULT_REGION",
+        "AWS_REGION",
+        "AWS_EXECUTION_ENV",
+        "AWS_LAMBDA_FUNCTION_NAME",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+        "AWS_LAMBDA_FUNCTION_VERSION",
+        "AWS_LAMBDA_INITIALIZATION_TYPE",
+        "AWS_LAMBDA_LOG_GROUP_NAME",
+        "AWS_LAMBDA_LOG_STREAM_NAME",
+        "AWS_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_LAMBDA_RUNTIME_API",
+        "LAMBDA_TASK_ROOT",
+        "LAMBDA_RUNTIME_DIR",
+        "TZ",
+    }
+)
+
+
+def _state(text: str) -> str:
+    if not _STATE.fullmatch(text):
+        raise ValueError("must be memory:, sqlite:PATH or dynamodb:TABLE")
+    return text
+
+
+def _listen(text: str) -> str:
+    found = _LISTEN.fullmatch(text)
+    if text and (found is None or int(found["port"]) > 65535):
+        raise ValueError('must be HOST:PORT, with an IPv6 address in brackets, or "" for no HTTP surface')
+    return text
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError("must be a URL that begins with http:// or https://")
+    return text
+
+
+def _handler(text: str) -> str:
+    module, colon, attribute = text.partition(":")
+    if not colon:
+        module, _, attribute = text.rpartition(".")
+    module = module.replace("/", ".")
+    if not (_MODULE.fullmatch(module) and _MODULE.fullmatch(attribute)):
+        raise ValueError("must be MODULE:FUNCTION or MODULE.FUNCTION")
+    return f"{module}:{attribute}"
+
+
+def _bad_variables(environment: dict[str, str]) -> Any:
+    for name in environment:
+        if name in RESERVED_VARIABLES:
+            yield Mistake((name,), "is reserved: the runtime sets this variable")
+        elif not _VARIABLE.fullmatch(name):
+            yield Mistake((name,), "must be named by a letter followed by letters, digits or underscores")
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in environment.items())
+    if size > ENVIRONMENT_LIMIT:
+        yield Mistake((), f"must take at most {ENVIRONMENT_LIMIT} bytes in all; it takes {size}")
+
+
+def _environment(environment: dict[str, str]) -> dict[str, str]:
+    if mistakes := tuple(_bad_variables(environment)):
+        raise Mistakes(mistakes)
+    return environment
+
+
+class Daemon(Section):
+    """The process itself."""
+
+    state: Annotated[str, AfterValidator(_state)] = Field(
+        default="sqlite:poller.db",
+        description="Where checkpoints and leases of streams live: memory:, sqlite:PATH or dynamodb:TABLE.",
+    )
+    listen: Annotated[str, AfterValidator(_listen)] = Field(
+        default="127.0.0.1:9464",
+        description='HOST:PORT of /metrics /healthz /readyz /status; port 0 takes a free one, "" is none.',
+    )
+    concurrency: Whole = Field(
+        default=1000, ge=1, le=100_000, description="Invocations in flight, all functions together."
+    )
+    shutdown_timeout: Seconds = Field(
+        default=30, gt=0, le=900, description="Seconds from SIGTERM to the hard stop, at most 900."
+    )
+
+    @property
+    def host(self) -> str:
+        """The address to listen on, an IPv6 one without its brackets; empty for no HTTP surface."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port to listen on; 0 takes a free one."""
+        return int(self.listen.rpartition(":")[2] or 0)
+
+
+class Aws(Section):
+    """How AWS is reached. What is left out comes from the usual places of AWS's SDKs."""
+
+    region: str | None = Field(
+        default=None, description="Region of what no ARN names. Default: the environment's or the profile's."
+    )
+    profile: str | None = Field(default=None, description="Profile of the AWS configuration files.")
+    endpoint_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        default=None, description="Endpoint of every service, for emulators."
+    )
+    role_arn: Annotated[str, AfterValidator(check_role)] | None = Field(
+        default=None, description="IAM role to assume for every call."
+    )
+    wire: Literal["fast", "sdk"] = Field(
+        default="fast",
+        description='"fast" makes the hot calls itself; "sdk" sends everything through aiobotocore.',
+    )
+    ca_bundle: Path | None = Field(
+        default=None, description="File of the certificate authorities to trust. Default: the system's."
+    )
+
+
+class Function(Section):
+    """One function that mappings name."""
+
+    runtime: Literal["inline", "python", "command", "http", "lambda"] = Field(
+        default="inline",
+        description='What runs it. "inline" is Python in the daemon; only this one exists today.',
+    )
+    handler: Annotated[str, AfterValidator(_handler)] | None = Field(
+        default=None,
+        description="MODULE:FUNCTION, or Lambda's MODULE.FUNCTION. Required for inline and python.",
+    )
+    timeout: Whole = Field(
+        default=3, ge=1, le=900, description="Seconds that one invocation may take, 1 to 900. Default 3."
+    )
+    reserved_concurrent_executions: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=100_000,
+        description="Invocations of this function in flight; 0 throttles all. Default: the daemon's limit.",
+    )
+    environment: Annotated[dict[str, str], AfterValidator(_environment)] = Field(
+        default={},
+        description="Variables of the function. Inline functions share the daemon's, so two of them may not"
+        " give one variable two values.",
+    )
+    memory_size: Whole = Field(
+        default=128, ge=128, le=10_240, description="Megabytes that the function's context names."
+    )
+    role_arn: Annotated[str, AfterValidator(check_role)] | None = Field(
+        default=None, description="IAM role that the function works with."
+    )
+    description: str = Field(default="", description="For the reader.")
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        if self.runtime in ("inline", "python") and self.handler is None:
+            raise Mistakes((Mistake(("handler",), "is required: MODULE:FUNCTION"),))
+        return self
+
+
+def check_function_name(name: str) -> str:
+    """Return the name of a function; ValueError when Lambda would not take it."""
+    if not _FUNCTION_NAME.fullmatch(name):
+        raise ValueError("must be named by 1 to 64 letters, digits, dashes or underscores")
+    return name
+
+
+class Config(Section):
+    """The whole file of poller."""
+
+    daemon: Daemon = Field(default_factory=Daemon, description="The process itself.")
+    aws: Aws = Field(default_factory=Aws, description="How AWS is reached.")
+    functions: dict[Annotated[str, AfterValidator(check_function_name)], Function] = Field(
+        description="The functions, by name."
+    )
+    mappings: tuple[Mapping, ...] = Field(description="Which source feeds which function.")
+
+
+def not_yet(config: Config) -> tuple[str, ...]:
+    """Name each mapping that is valid but that this version cannot run, one line each."""
+    return tuple(
+        f'mapping "{mapping.name}": {_CALLED[mapping.source]} are not read yet: this version reads SQS queues'
+        for mapping in config.mappings
+        if mapping.source not in SOURCES
+    )

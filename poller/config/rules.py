@@ -1,0 +1,171 @@
+"""Rules between keys: within one mapping, and across the file. The service's own behaviour is the measure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from poller.config.section import Mistake
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from poller.config.arn import SourceKind
+    from poller.config.mapping import Mapping
+    from poller.config.model import Function
+
+#: Functions that a message lists.
+NAMED = 8
+
+_STREAMS: tuple[SourceKind, ...] = ("kinesis", "dynamodb")
+_APPLIES: dict[str, tuple[SourceKind, ...]] = {
+    "scaling_config": ("sqs",),
+    "provisioned_poller_config": ("sqs",),
+    "starting_position": _STREAMS,
+    "starting_position_timestamp": ("kinesis",),
+    "parallelization_factor": _STREAMS,
+    "bisect_batch_on_function_error": _STREAMS,
+    "maximum_record_age_in_seconds": _STREAMS,
+    "maximum_retry_attempts": _STREAMS,
+    "tumbling_window_in_seconds": _STREAMS,
+    "destination_config": _STREAMS,
+}
+_CALLED = {
+    ("sqs",): "SQS queues",
+    ("kinesis",): "Kinesis streams",
+    _STREAMS: "Kinesis and DynamoDB streams",
+}
+
+
+def within(mapping: Mapping, now: float) -> Iterator[Mistake]:
+    """Find what is wrong between the keys of one mapping."""
+    yield from _applicability(mapping)
+    yield from _queue(mapping) if mapping.source == "sqs" else _stream(mapping, now)
+    yield from _filters(mapping)
+
+
+def _applicability(mapping: Mapping) -> Iterator[Mistake]:
+    for key, sources in _APPLIES.items():
+        if key in mapping.model_fields_set and mapping.source not in sources:
+            yield Mistake((key,), f"does not apply to this source: it is for {_CALLED[sources]} only")
+
+
+def _queue(mapping: Mapping) -> Iterator[Mistake]:
+    window = mapping.maximum_batching_window_in_seconds
+    if mapping.fifo and mapping.batch_size > 10:
+        yield Mistake(("batch_size",), "must be at most 10 for a FIFO queue")
+    if mapping.fifo and window > 0:
+        yield Mistake(
+            ("maximum_batching_window_in_seconds",), "must be 0: FIFO queues have no batching window"
+        )
+    if not mapping.fifo and mapping.batch_size > 10 and window == 0:
+        yield Mistake(
+            ("batch_size",), "must be at most 10 unless maximum_batching_window_in_seconds is at least 1"
+        )
+    yield from _pollers(mapping)
+
+
+def _pollers(mapping: Mapping) -> Iterator[Mistake]:
+    at, pollers = ("provisioned_poller_config",), mapping.provisioned_poller_config
+    if pollers is None:
+        return
+    if mapping.scaling_config.maximum_concurrency is not None:
+        yield Mistake(at, "excludes scaling_config.maximum_concurrency: keep one of them")
+    if pollers.minimum_pollers is None and pollers.maximum_pollers is None:
+        yield Mistake(at, "must have minimum_pollers, maximum_pollers or both")
+    elif pollers.maximum < pollers.minimum:
+        yield Mistake((*at, "maximum_pollers"), "must be at least minimum_pollers")
+
+
+def _stream(mapping: Mapping, now: float) -> Iterator[Mistake]:
+    yield from _position(mapping, now)
+    if 0 <= mapping.maximum_record_age_in_seconds < 60:
+        yield Mistake(("maximum_record_age_in_seconds",), "must be -1 (no limit) or 60 to 604800")
+    if mapping.tumbling_window_in_seconds and mapping.patterns:
+        yield Mistake(("tumbling_window_in_seconds",), "excludes filter_criteria: keep one of them")
+    if mapping.tumbling_window_in_seconds and mapping.parallelization_factor > 1:
+        yield Mistake(("tumbling_window_in_seconds",), "excludes a parallelization_factor above 1")
+
+
+def _position(mapping: Mapping, now: float) -> Iterator[Mistake]:
+    position, timestamp = mapping.starting_position, mapping.starting_position_timestamp
+    if position is None:
+        choices = (
+            "TRIM_HORIZON or LATEST"
+            if mapping.source == "dynamodb"
+            else "TRIM_HORIZON, LATEST or AT_TIMESTAMP"
+        )
+        yield Mistake(("starting_position",), f"is required for a stream: {choices}")
+    if position == "AT_TIMESTAMP" and mapping.source == "dynamodb":
+        yield Mistake(("starting_position",), "must be TRIM_HORIZON or LATEST for a DynamoDB stream")
+    if mapping.source == "dynamodb":
+        return
+    if position == "AT_TIMESTAMP" and timestamp is None:
+        yield Mistake(("starting_position_timestamp",), "is required with AT_TIMESTAMP")
+    if position != "AT_TIMESTAMP" and timestamp is not None:
+        yield Mistake(("starting_position_timestamp",), 'goes only with starting_position = "AT_TIMESTAMP"')
+    if timestamp is not None and timestamp > now:
+        yield Mistake(("starting_position_timestamp",), "must not lie in the future")
+
+
+def _filters(mapping: Mapping) -> Iterator[Mistake]:
+    # Imported here, because a file without filters should not pay for the engine that matches them.
+    if not mapping.patterns:
+        return
+    from poller.core.filters import PatternError, compile_filters
+
+    for index, pattern in enumerate(mapping.patterns):
+        try:
+            compile_filters([pattern], mapping.source)
+        except PatternError as error:
+            at = ("filter_criteria", "filters", index, "pattern")
+            yield Mistake(at, "must be a filter pattern that Lambda accepts", detail=str(error))
+
+
+# --- across the file --------------------------------------------------------------------------------------
+
+
+def across(
+    names: Iterable[str], functions: dict[str, Function], mappings: dict[int, Mapping]
+) -> Iterator[Mistake]:
+    """Find what is wrong between sections. `names` are all functions that the file has, valid or not."""
+    known = tuple(names)
+    for index, mapping in mappings.items():
+        if mapping.function not in known:
+            yield Mistake(("mappings", index, "function_name"), _unknown_function(mapping.function, known))
+    yield from _duplicates(mappings)
+    yield from _shared_environment(functions)
+
+
+def _unknown_function(name: str, known: tuple[str, ...]) -> str:
+    import difflib
+
+    if near := difflib.get_close_matches(name, known, n=1):
+        return f"must be a key of [functions]; did you mean {near[0]}?"
+    if not known:
+        return "must be a key of [functions], and there is none"
+    return f"must be a key of [functions], such as {', '.join(known[:NAMED])}"
+
+
+def _duplicates(mappings: dict[int, Mapping]) -> Iterator[Mistake]:
+    names: dict[str, int] = {}
+    routes: dict[tuple[str, str, str | None], int] = {}
+    for index, mapping in mappings.items():
+        first = names.setdefault(mapping.name, index)
+        if first != index:
+            yield Mistake(("mappings", index, "name"), f"must be unique: mappings[{first}] has the same name")
+        first = routes.setdefault((mapping.event_source_arn, mapping.function, mapping.qualifier), index)
+        if first != index:
+            wants = f"must differ from mappings[{first}], which has the same source and function"
+            yield Mistake(("mappings", index, "event_source_arn"), wants)
+
+
+def _shared_environment(functions: dict[str, Function]) -> Iterator[Mistake]:
+    owners: dict[str, str] = {}
+    for name, function in functions.items():
+        if function.runtime != "inline":
+            continue
+        for variable, value in function.environment.items():
+            owner = owners.setdefault(variable, name)
+            if functions[owner].environment[variable] != value:
+                wants = f"must be as in functions.{owner}: inline functions share one environment"
+                yield Mistake(("functions", name, "environment", variable), wants)

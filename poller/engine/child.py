@@ -1,0 +1,234 @@
+"""One mapping, guarded: it is opened, run, restarted after a failure, paused and resumed here, and harms no other.
+
+States::
+
+    starting -> running <-> degraded      degraded: the source cannot be read at the moment (the pipeline tries again)
+       |  ^        |                      paused: by command, or `enabled = false`; nothing is received
+       v  |        v                      failed: could not be opened, or crashed
+      failed    draining -> stopped       draining: receives no more, finishes what is at work
+
+A source that cannot be opened (missing queue, denied access, no connection) is tried again for ever, with growing pauses:
+somebody will create the queue or grant the permission. A crash is a bug in poller or a runtime; it is restarted too, since
+all state is in positions and receipts, but only `CRASH_BUDGET` times in `CRASH_PERIOD` seconds: past that the mapping stays
+failed, and is shown so, until it is resumed or its configuration changes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from poller.core.retry import backoff
+from poller.engine.status import MappingStatus
+from poller.errors import PollerError
+from poller.model import MappingState, StateChanged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from contextlib import AbstractAsyncContextManager
+
+    from poller.engine.invoker import World
+    from poller.engine.pipeline import Pipeline
+    from poller.engine.status import Totals
+    from poller.ports import Observer
+
+CRASH_BUDGET = 5
+#: Seconds.
+CRASH_PERIOD = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class MappingSpec:
+    """A mapping as the supervisor sees it."""
+
+    name: str
+    source: str
+    """The ARN of its queue or stream."""
+    function: str
+    enabled: bool
+    fingerprint: Hashable
+    """Equal for two specs exactly when nothing that matters to the running mapping differs."""
+    open: Callable[[], AbstractAsyncContextManager[Pipeline]]
+    """Opens the source; raises `poller.errors.PollerError` when that is not possible now."""
+
+
+class Child:
+    """Keeps one mapping running until it is told to be quiet."""
+
+    def __init__(self, spec: MappingSpec, observer: Observer, world: World) -> None:
+        self.spec = spec
+        self.restarts = 0
+        self.done = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self.started = anyio.Event()
+        self._observer = observer
+        self._world = world
+        self._pipeline: Pipeline | None = None
+        self._state = MappingState.STARTING
+        self._reason = ""
+        self._since = world.wall()
+        self._paused = not spec.enabled
+        self._pause_reason = "" if spec.enabled else "enabled = false"
+        self._quieted = False
+        self._woken = anyio.Event()
+        self._opened = False
+        self._failures = 0
+        self._crashes: deque[float] = deque(maxlen=CRASH_BUDGET)
+
+    def __repr__(self) -> str:
+        return f"<Child {self.spec.name}: {self.state}{', ' + self.reason if self.reason else ''}>"
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until quiet; cancelling `scope` is the hard stop."""
+        with self.scope:
+            while not self._quieted:
+                if self._paused:
+                    self._enter(MappingState.PAUSED, self._pause_reason)
+                    await self._wait_for_command(None)
+                    continue
+                try:
+                    await self._run_once()
+                except Exception as error:  # the guard: whatever it is, it ends here
+                    await self._wait_for_command(self._failed(leaf(error)))
+        self._enter(MappingState.STOPPED)
+        self.done.set()
+
+    async def _run_once(self) -> None:
+        self._opened = False
+        if self._state is not MappingState.FAILED:
+            self._enter(MappingState.STARTING)
+        try:
+            async with self.spec.open() as self._pipeline:
+                self._follow_command(self._pipeline)
+                await self._pipeline.run()
+        finally:
+            self._pipeline = None
+        if not self._quieted:
+            raise RuntimeError("the pipeline ended although nobody told it to")
+
+    def _follow_command(self, pipeline: Pipeline) -> None:
+        """Catch up with what was commanded while the source was being opened."""
+        self._opened = True
+        if self._quieted:
+            pipeline.quiet()
+        elif self._paused:
+            pipeline.close()
+            self._enter(MappingState.PAUSED, self._pause_reason)
+        else:
+            self._enter(MappingState.RUNNING)
+
+    async def _wait_for_command(self, longest: float | None) -> None:
+        with anyio.move_on_after(longest):
+            await self._woken.wait()
+        self._woken = anyio.Event()
+
+    def _failed(self, error: BaseException) -> float | None:
+        """Note a failure and return the pause before the next try, None for none until a command."""
+        now = anyio.current_time()
+        if self._opened:
+            self._failures = 0
+        pause: float | None = backoff(self._failures, self._world.chance())
+        self._failures += 1
+        self.restarts += 1
+        if isinstance(error, PollerError):
+            self._enter(MappingState.FAILED, f"{error}; next try in {pause:.0f} s")
+            return pause
+        reason = f"crashed: {type(error).__name__}: {error}"
+        self._crashes.append(now)
+        if len(self._crashes) == CRASH_BUDGET and now - self._crashes[0] < CRASH_PERIOD:
+            pause = None
+            reason += (
+                f"; {CRASH_BUDGET} crashes within {CRASH_PERIOD:.0f} s, so it stays down until it is resumed"
+            )
+        self._enter(MappingState.FAILED, reason, error)
+        return pause
+
+    def _enter(self, state: MappingState, reason: str = "", error: BaseException | None = None) -> None:
+        if state is not self._state:
+            self._since = self._world.wall()
+        self._state, self._reason = state, reason
+        if state is not MappingState.STARTING:
+            self.started.set()
+        self._observer.state_changed(StateChanged(self.spec.name, state, reason, error))
+
+    # --- commands -------------------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Receive no more; what is at work goes on, what no handler saw is given back."""
+        self._paused, self._pause_reason = True, "by command"
+        if self._pipeline:
+            self._pipeline.close()
+            self._enter(MappingState.PAUSED, self._pause_reason)
+        self._woken.set()
+
+    def resume(self) -> None:
+        """Go on after a pause, or try a failed mapping again now."""
+        self._paused = False
+        self._crashes.clear()
+        if self._pipeline:
+            self._pipeline.open()
+            self._enter(MappingState.RUNNING)
+        self._woken.set()
+
+    def quiet(self) -> None:
+        """Receive no more, for good; `done` is set when everything at work has ended."""
+        self._quieted = True
+        if self._pipeline:
+            self._pipeline.quiet()
+            self._enter(MappingState.DRAINING)
+        else:
+            # The source is not open, so there is nothing to drain.
+            self.scope.cancel()
+        self._woken.set()
+
+    # --- what it is doing -----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> MappingState:
+        """Where the mapping stands now."""
+        if self._state is MappingState.RUNNING and self._pipeline and self._pipeline.trouble:
+            return MappingState.DEGRADED
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """Why it stands there, as far as there is something to say."""
+        if self._state is MappingState.RUNNING and self._pipeline:
+            if self._pipeline.trouble:
+                return self._pipeline.trouble
+            if self._pipeline.at_capacity:
+                return (
+                    f"at the concurrency limit: {self._pipeline.in_flight_invocations} invocations in flight"
+                )
+        return self._reason
+
+    def status(self, totals: Totals) -> MappingStatus:
+        """A snapshot."""
+        pipeline = self._pipeline
+        return MappingStatus(
+            name=self.spec.name,
+            source=self.spec.source,
+            function=self.spec.function,
+            state=self.state,
+            reason=self.reason,
+            since=self._since,
+            receivers=pipeline.gathering if pipeline else 0,
+            in_flight_invocations=pipeline.in_flight_invocations if pipeline else 0,
+            in_flight_records=pipeline.in_flight_records if pipeline else 0,
+            buffered_records=pipeline.buffered_records - pipeline.in_flight_records if pipeline else 0,
+            buffered_bytes=pipeline.buffered_bytes if pipeline else 0,
+            restarts=self.restarts,
+            totals=totals,
+        )
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The first single exception inside nested groups: what went wrong, without the task groups that it came through."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

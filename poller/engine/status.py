@@ -1,0 +1,135 @@
+"""A snapshot of all that runs, as frozen records: what `/status`, the gauges and `poller status` show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from poller.model import Failed, NotInvoked
+
+if TYPE_CHECKING:
+    from poller.model import (
+        ApiRequest,
+        FilteredOut,
+        Invoked,
+        MappingState,
+        Received,
+        Settled,
+        StaleReceipts,
+        StateChanged,
+        Trouble,
+    )
+
+
+@dataclass(slots=True)
+class Totals:
+    """Records of one mapping since the daemon started; `invoked` counts a record again for each attempt."""
+
+    received: int = 0
+    filtered: int = 0
+    invoked: int = 0
+    failed: int = 0
+    deleted: int = 0
+    released: int = 0
+    throttled: int = 0
+    """Batches, not records, that found no free worker."""
+    stale: int = 0
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MappingStatus:
+    """One mapping now."""
+
+    name: str
+    source: str
+    function: str
+    state: MappingState
+    reason: str
+    since: float
+    """Unix time of the last change of `state`."""
+    receivers: int
+    in_flight_invocations: int
+    in_flight_records: int
+    buffered_records: int
+    buffered_bytes: int
+    restarts: int
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStatus:
+    """One function now."""
+
+    name: str
+    in_flight: int
+    limit: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """The daemon now."""
+
+    version: str
+    pid: int
+    started: float
+    stopping: bool
+    concurrency: int
+    in_flight: int
+    mappings: tuple[MappingStatus, ...] = ()
+    functions: tuple[FunctionStatus, ...] = ()
+
+
+@dataclass(slots=True)
+class Board:
+    """An observer that keeps each mapping's totals; they outlive a restart or a reload of the mapping."""
+
+    totals: dict[str, Totals] = field(default_factory=dict)
+
+    def of(self, mapping: str) -> Totals:
+        """The totals of one mapping, zeros at first."""
+        found = self.totals.get(mapping)
+        if found is None:
+            found = self.totals[mapping] = Totals()
+        return found
+
+    def forget(self, mapping: str) -> None:
+        """Drop the totals of a mapping that was removed."""
+        self.totals.pop(mapping, None)
+
+    def received(self, fact: Received) -> None:
+        if fact.records:
+            self.of(fact.mapping).received += fact.records
+
+    def filtered_out(self, fact: FilteredOut) -> None:
+        self.of(fact.mapping).filtered += fact.records
+
+    def invoked(self, fact: Invoked) -> None:
+        totals = self.of(fact.mapping)
+        match fact.outcome:
+            case NotInvoked(reason):
+                totals.throttled += 1
+                totals.last_error = reason
+                return
+            case Failed(error):
+                totals.last_error = f"{error.error_type}: {error.error_message}"
+        totals.invoked += fact.records
+        totals.failed += fact.failed
+
+    def settled(self, fact: Settled) -> None:
+        totals = self.of(fact.mapping)
+        totals.deleted += fact.deleted
+        totals.released += fact.released
+
+    def stale_receipts(self, fact: StaleReceipts) -> None:
+        self.of(fact.mapping).stale += fact.records
+
+    def state_changed(self, fact: StateChanged) -> None:
+        pass
+
+    def trouble(self, fact: Trouble) -> None:
+        self.of(fact.mapping).last_error = fact.error
+
+    def api_request(self, fact: ApiRequest) -> None:
+        pass

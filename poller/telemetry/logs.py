@@ -1,0 +1,302 @@
+"""The daemon's log: lines that never hold up the event loop, and the observer that writes the facts there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import select
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from poller.model import Failed, MappingState, NotInvoked, PartlyFailed
+from poller.telemetry.log_format import HumanFormatter, JsonFormatter, clip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
+
+    from poller.model import (
+        ApiRequest,
+        FilteredOut,
+        Invoked,
+        Received,
+        Settled,
+        StaleReceipts,
+        StateChanged,
+        Trouble,
+    )
+
+#: Bytes of lines that wait for the stream; what comes on top is dropped and counted.
+MAX_WAITING = 4 * 1024 * 1024
+#: Seconds that a stop waits for the stream to take the last lines.
+FLUSH_TIMEOUT = 1.0
+#: Seconds for which the same trouble is not said again.
+QUIET = 60.0
+#: Kinds of trouble that are remembered; the oldest is forgotten first.
+MAX_KINDS = 256
+#: Their debug logs hold signatures, session tokens and message bodies.
+_TALKATIVE = ("aiobotocore", "aiohttp", "asyncio", "boto3", "botocore", "urllib3")
+
+# A refusal of AWS may quote the request that it refused, headers and all.
+_SECRET = re.compile(
+    r"(?i)((?:security[-_]?token|session[-_]?token|secret\w*key|authorization)\W{1,5})[^\s,;'\"&]+"
+)
+_log = logging.getLogger("poller")
+
+
+def setup(stream: TextIO | None = None, level: str | int = "info", *, json: bool | None = None) -> None:
+    """Send everything that is logged in this process to `stream` (standard error by default).
+
+    With `json` None a terminal gets lines for people and anything else gets JSON. Calling it again replaces
+    the first setup. Raises ValueError for a level that does not exist.
+    """
+    number = _level(level)
+    shutdown()
+    stream = sys.stderr if stream is None else stream
+    as_json = not stream.isatty() if json is None else json
+    root = logging.getLogger()
+    root.addHandler(Outlet(stream, JsonFormatter() if as_json else HumanFormatter()))
+    root.setLevel(number)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(number, logging.INFO))
+    logging.captureWarnings(True)
+
+
+def shutdown() -> None:
+    """Write what waits, for at most a second, and take the setup back. Without a setup it does nothing."""
+    root = logging.getLogger()
+    for outlet in [handler for handler in root.handlers if isinstance(handler, Outlet)]:
+        root.removeHandler(outlet)
+        outlet.close()
+        logging.captureWarnings(False)
+
+
+def _level(level: str | int) -> int:
+    if isinstance(level, int):
+        return level
+    names = logging.getLevelNamesMapping()
+    if level.upper() not in names:
+        raise ValueError(f"no log level {level!r}: one of debug, info, warning, error")
+    return names[level.upper()]
+
+
+class Outlet(logging.Handler):
+    """Formats a record where it is logged, and writes it in a thread of its own.
+
+    The standard QueueListener would do, but its stop waits without a limit and fails on a full queue, which
+    is just what a stuck pipe makes.
+    """
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._stream = stream
+        self._descriptor = _duplicate(stream)
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self._dropped = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="poller-logs", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand over one record; never waits for the stream."""
+        line = self._line(record)
+        with self._changed:
+            if self._size + len(line) > MAX_WAITING:
+                self._dropped += 1
+                return
+            self._waiting.append(line)
+            self._size += len(line)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what waits, as far as the stream takes it within the time limit."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(FLUSH_TIMEOUT)
+        super().close()
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode(errors="backslashreplace") + b"\n"
+
+    def _run(self) -> None:
+        while lines := self._take():
+            self._write(b"".join(lines))
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def _write(self, data: bytes) -> None:
+        if self._descriptor is not None:
+            _write_file(self._descriptor, data)
+            return
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(data.decode())
+            self._stream.flush()
+
+    def _take(self) -> list[bytes]:
+        """Wait for lines and take them all; empty only when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            lines, self._waiting, self._size = self._waiting, [], 0
+            dropped, self._dropped = self._dropped, 0
+        if dropped:
+            message = f"{dropped} log lines were dropped: the log's reader was too slow"
+            fields = {"name": "poller", "levelno": logging.WARNING, "levelname": "WARNING", "msg": message}
+            lines.append(self._line(logging.makeLogRecord(fields)))
+        return lines
+
+
+def _duplicate(stream: TextIO) -> int | None:
+    """Return a descriptor of our own for the file below `stream`, None when there is none.
+
+    A thread that is stuck inside a stream's buffer aborts the interpreter's exit; one stuck below it does not.
+    """
+    try:
+        stream.flush()
+        return os.dup(stream.fileno())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_file(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # whoever shares the terminal or pipe has made it non-blocking
+            select.select([], [descriptor], [])
+        except OSError:  # the reader is gone; there is nowhere left to say so
+            return
+
+
+class LogObserver:
+    """Writes to the log what an operator has to know; everyday facts at level debug only.
+
+    It names records by number, never by receipt handle or body.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._recent = _Recent(clock)
+
+    def received(self, fact: Received) -> None:
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("received %d records", fact.records, extra={"mapping": fact.mapping})
+
+    def filtered_out(self, fact: FilteredOut) -> None:
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("filtered out %d records", fact.records, extra={"mapping": fact.mapping})
+
+    def invoked(self, fact: Invoked) -> None:
+        outcome = fact.outcome
+        if isinstance(outcome, Failed):
+            self._failed(fact, outcome)
+        elif isinstance(outcome, PartlyFailed):
+            _log.info(
+                "%s did not finish %d of %d records; these come back after the queue's visibility timeout",
+                fact.function,
+                fact.failed,
+                fact.records,
+                extra=_invocation(fact),
+            )
+        elif isinstance(outcome, NotInvoked):
+            reason = _redacted(outcome.reason)
+            self._once(
+                (fact.mapping, reason), f"{fact.function} was not invoked: {reason}", _invocation(fact)
+            )
+        elif _log.isEnabledFor(logging.DEBUG):
+            message = "%s finished %d records in %.3f s"
+            _log.debug(message, fact.function, fact.records, fact.duration, extra=_invocation(fact))
+
+    def settled(self, fact: Settled) -> None:
+        if _log.isEnabledFor(logging.DEBUG):
+            message = "deleted %d records, left %d, released %d"
+            _log.debug(message, fact.deleted, fact.left, fact.released, extra={"mapping": fact.mapping})
+
+    def stale_receipts(self, fact: StaleReceipts) -> None:
+        _log.warning(
+            "%d messages were processed but not deleted, because their receipts had expired: they come back. "
+            "Compare the queue's visibility timeout with the function's timeout",
+            fact.records,
+            extra={"mapping": fact.mapping, "records": fact.records, "message_id": fact.example},
+        )
+
+    def state_changed(self, fact: StateChanged) -> None:
+        level = logging.ERROR if fact.state is MappingState.FAILED else logging.INFO
+        reason = f": {_redacted(fact.reason)}" if fact.reason else ""
+        _log.log(
+            level,
+            "%s is %s%s",
+            fact.mapping,
+            fact.state.value,
+            reason,
+            extra={"mapping": fact.mapping, "state": fact.state},
+        )
+
+    def trouble(self, fact: Trouble) -> None:
+        error = _redacted(fact.error)
+        message = f"the source gives trouble: {error}; next try in {fact.retry_in:.1f} s"
+        self._once((fact.mapping, error), message, {"mapping": fact.mapping})
+
+    def api_request(self, fact: ApiRequest) -> None:
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s %s: %s in %.3f s", fact.service, fact.operation, fact.outcome, fact.duration)
+
+    def _failed(self, fact: Invoked, outcome: Failed) -> None:
+        error = outcome.error
+        _log.warning(
+            "%s %s: %s: %s; its %d records come back after the queue's visibility timeout",
+            fact.function,
+            "timed out" if error.timed_out else "failed",
+            error.error_type,
+            clip(error.error_message, 1000),
+            fact.failed,
+            extra={**_invocation(fact), "error_type": error.error_type, "stack_trace": error.stack_trace},
+        )
+
+    def _once(self, key: Hashable, message: str, extra: Mapping[str, object]) -> None:
+        """Warn unless the same was said within the last minute."""
+        suppressed = self._recent.note(key)
+        if suppressed is None:
+            return
+        again = f" (and {suppressed} times more since this was last said)" if suppressed else ""
+        _log.warning("%s%s", message, again, extra=extra)
+
+
+class _Recent:
+    """Which kinds of trouble were said lately, and how often each was kept quiet since."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._said: dict[Hashable, tuple[float, int]] = {}
+
+    def note(self, key: Hashable) -> int | None:
+        """Return how many were kept quiet when `key` may be said now, None when it may not."""
+        now = self._clock()
+        said, suppressed = self._said.get(key, (now - QUIET, 0))
+        if now - said < QUIET:
+            self._said[key] = said, suppressed + 1
+            return None
+        self._said.pop(key, None)
+        if len(self._said) >= MAX_KINDS:
+            del self._said[next(iter(self._said))]
+        self._said[key] = now, 0
+        return suppressed
+
+
+def _invocation(fact: Invoked) -> dict[str, object]:
+    return {
+        "mapping": fact.mapping,
+        "function": fact.function,
+        "request_id": fact.request_id,
+        "records": fact.records,
+    }
+
+
+def _redacted(error: str) -> str:
+    return clip(_SECRET.sub(r"\1***", error), 1000)

@@ -1,0 +1,291 @@
+"""Counts the facts and shows them in Prometheus' text format, named after Lambda's CloudWatch metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from poller import __version__
+from poller.model import Failed, MappingState, NotInvoked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from poller.model import (
+        ApiRequest,
+        FilteredOut,
+        Invoked,
+        Received,
+        Settled,
+        StaleReceipts,
+        StateChanged,
+        Trouble,
+    )
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+#: Seconds; the last one is the longest timeout that Lambda knows.
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
+#: Seconds; a long poll lasts up to 20.
+API_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 21)
+#: An endpoint chooses its error codes, so the number of series that they make has an end.
+MAX_API_SERIES = 500
+
+_OF_MAPPING = {
+    "polled_events": "Records read from the source.",
+    "filtered_out_events": "Records that no filter pattern matched.",
+    "invoked_events": "Records in invocations; a retry counts again.",
+    "failed_invoke_events": "Records that an invocation did not finish.",
+    "deleted_events": "Records whose deletion the source confirmed.",
+    "released_events": "Records given back to the source at once.",
+    "empty_receives": "Receives that brought nothing.",
+    "stale_receipts": "Records processed but not deleted, because their receipt had expired.",
+    "troubles": "Times that the source could not be read, or could not settle records.",
+}
+_OF_FUNCTION = {
+    "invocations": "Handler runs, failed ones included.",
+    "errors": "Handler runs that failed or timed out.",
+    "throttles": "Invocations refused before a handler ran.",
+}
+
+
+class MappingSnapshot(Protocol):
+    """What the gauges of a mapping show."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def in_flight_invocations(self) -> int: ...
+    @property
+    def in_flight_records(self) -> int: ...
+    @property
+    def buffered_bytes(self) -> int: ...
+    @property
+    def receivers(self) -> int: ...
+
+
+class FunctionSnapshot(Protocol):
+    """What the gauges of a function show."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def in_flight(self) -> int: ...
+
+
+class Snapshot(Protocol):
+    """All that runs at one moment."""
+
+    @property
+    def mappings(self) -> Sequence[MappingSnapshot]: ...
+    @property
+    def functions(self) -> Sequence[FunctionSnapshot]: ...
+
+
+class _MappingCounters(NamedTuple):
+    polled_events: Counter
+    filtered_out_events: Counter
+    invoked_events: Counter
+    failed_invoke_events: Counter
+    deleted_events: Counter
+    released_events: Counter
+    empty_receives: Counter
+    stale_receipts: Counter
+    troubles: Counter
+
+
+class _FunctionSeries(NamedTuple):
+    invocations: Counter
+    errors: Counter
+    throttles: Counter
+    duration: Histogram
+
+
+class Metrics:
+    """The observer behind /metrics. `status` is asked once a scrape."""
+
+    def __init__(self, status: Callable[[], Snapshot]) -> None:
+        # Else every series has a twin that holds its birthday. The switch is the whole process's.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation there
+        self._status = status
+        self._registry = registry = CollectorRegistry()
+        self._gauges = _Gauges()
+        self._mapping_families = _families("mapping", _OF_MAPPING, registry)
+        self._function_families = _families("function", _OF_FUNCTION, registry)
+        self._durations = Histogram(
+            "poller_duration_seconds",
+            "How long the handler ran.",
+            ["function"],
+            registry=registry,
+            buckets=DURATION_BUCKETS,
+        )
+        self._requests = Counter(
+            "poller_api_requests", "Requests to AWS.", ["service", "operation", "outcome"], registry=registry
+        )
+        self._request_durations = Histogram(
+            "poller_api_request_duration_seconds",
+            "How long a request to AWS took, a long poll's waiting included.",
+            ["service", "operation"],
+            registry=registry,
+            buckets=API_BUCKETS,
+        )
+        # labels() costs more than counting does, so each series is looked up once.
+        self._mappings: dict[str, _MappingCounters] = {}
+        self._functions: dict[str, _FunctionSeries] = {}
+        self._api: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._register_process()
+
+    def _register_process(self) -> None:
+        self._registry.register(self._gauges)
+        Info("poller_build", "Which poller runs.", registry=self._registry).info({"version": __version__})
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the body of a scrape and its content type."""
+        snapshot = self._status()
+        # A counter has to be seen at 0, or rate() misses its first increase.
+        for mapping in snapshot.mappings:
+            self._mapping(mapping.name)
+        for function in snapshot.functions:
+            self._function(function.name)
+        self._gauges.snapshot = snapshot
+        return generate_latest(self._registry), CONTENT_TYPE
+
+    def forget(self, mapping: str) -> None:
+        """Drop the series of a mapping that was removed."""
+        if self._mappings.pop(mapping, None) is not None:
+            for family in self._mapping_families.values():
+                family.remove(mapping)
+
+    # --- facts ---
+
+    def received(self, fact: Received) -> None:
+        counters = self._mapping(fact.mapping)
+        if fact.records:
+            counters.polled_events.inc(fact.records)
+        else:
+            counters.empty_receives.inc()
+
+    def filtered_out(self, fact: FilteredOut) -> None:
+        self._mapping(fact.mapping).filtered_out_events.inc(fact.records)
+
+    def invoked(self, fact: Invoked) -> None:
+        function = self._function(fact.function)
+        if isinstance(fact.outcome, NotInvoked):
+            function.throttles.inc()
+            return
+        function.invocations.inc()
+        function.duration.observe(fact.duration)
+        if isinstance(fact.outcome, Failed):
+            function.errors.inc()
+        counters = self._mapping(fact.mapping)
+        counters.invoked_events.inc(fact.records)
+        if fact.failed:
+            counters.failed_invoke_events.inc(fact.failed)
+
+    def settled(self, fact: Settled) -> None:
+        counters = self._mapping(fact.mapping)
+        if fact.deleted:
+            counters.deleted_events.inc(fact.deleted)
+        if fact.released:
+            counters.released_events.inc(fact.released)
+
+    def stale_receipts(self, fact: StaleReceipts) -> None:
+        self._mapping(fact.mapping).stale_receipts.inc(fact.records)
+
+    def state_changed(self, fact: StateChanged) -> None:
+        """The state is a gauge and read from the status."""
+
+    def trouble(self, fact: Trouble) -> None:
+        self._mapping(fact.mapping).troubles.inc()
+
+    def api_request(self, fact: ApiRequest) -> None:
+        series = self._api.get((fact.service, fact.operation, fact.outcome))
+        requests, durations = series or self._api_series(fact.service, fact.operation, fact.outcome)
+        requests.inc()
+        durations.observe(fact.duration)
+
+    # --- series ---
+
+    def _mapping(self, name: str) -> _MappingCounters:
+        counters = self._mappings.get(name)
+        if counters is None:
+            families = self._mapping_families
+            counters = _MappingCounters(**{key: family.labels(name) for key, family in families.items()})
+            self._mappings[name] = counters
+        return counters
+
+    def _function(self, name: str) -> _FunctionSeries:
+        series = self._functions.get(name)
+        if series is None:
+            counters = {key: family.labels(name) for key, family in self._function_families.items()}
+            series = _FunctionSeries(**counters, duration=self._durations.labels(name))
+            self._functions[name] = series
+        return series
+
+    def _api_series(self, service: str, operation: str, outcome: str) -> tuple[Counter, Histogram]:
+        durations = self._request_durations.labels(service, operation)
+        if len(self._api) >= MAX_API_SERIES:
+            return self._requests.labels(service, operation, "other"), durations
+        series = self._requests.labels(service, operation, outcome), durations
+        self._api[service, operation, outcome] = series
+        return series
+
+
+class _Gauges(Collector):
+    """What is true at the moment of the scrape: read then, so that it costs nothing in between."""
+
+    snapshot: Snapshot | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        if self.snapshot is None:
+            return
+        mappings, functions = self.snapshot.mappings, self.snapshot.functions
+        running = GaugeMetricFamily(
+            "poller_concurrent_executions", "Handler runs in flight.", labels=["function"]
+        )
+        for function in functions:
+            running.add_metric([function.name], function.in_flight)
+        yield running
+        for name, (text, read) in _MAPPING_GAUGES.items():
+            family = GaugeMetricFamily(f"poller_{name}", text, labels=["mapping"])
+            for mapping in mappings:
+                family.add_metric([mapping.name], read(mapping))
+            yield family
+        yield _states(mappings)
+
+
+_MAPPING_GAUGES: dict[str, tuple[str, Callable[[MappingSnapshot], int]]] = {
+    "in_flight_invocations": ("Invocations in flight.", lambda mapping: mapping.in_flight_invocations),
+    "in_flight_records": ("Records received and not yet settled.", lambda mapping: mapping.in_flight_records),
+    "buffered_bytes": ("Bytes of records held in memory.", lambda mapping: mapping.buffered_bytes),
+    "receivers": ("Receives that run side by side.", lambda mapping: mapping.receivers),
+}
+
+
+def _families(label: str, texts: dict[str, str], registry: CollectorRegistry) -> dict[str, Counter]:
+    return {name: Counter(f"poller_{name}", text, [label], registry=registry) for name, text in texts.items()}
+
+
+def _states(mappings: Iterable[MappingSnapshot]) -> GaugeMetricFamily:
+    text = "1 for the state that the mapping is in, 0 for the others."
+    family = GaugeMetricFamily("poller_mapping_state", text, labels=["mapping", "state"])
+    for mapping in mappings:
+        for state in MappingState:
+            family.add_metric([mapping.name, state.value], float(mapping.state == state))
+    return family

@@ -1,0 +1,211 @@
+"""The daemon's own HTTP surface: metrics, health, status, pause and resume."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import anyio
+import orjson
+from aiohttp import hdrs, web
+
+from poller.errors import PollerError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from anyio.abc import TaskStatus
+
+#: A browser cannot send this header to another site without asking first, and we do not answer the question.
+GUARD_HEADER = "X-Poller"
+#: Seconds for a pause or a resume to be carried out.
+COMMAND_TIMEOUT = 30.0
+#: Seconds from the stop to the last connection closed.
+CLOSE_TIMEOUT = 0.9
+_INDEX = """\
+poller
+
+GET  /metrics                  Prometheus metrics
+GET  /healthz                  200 while the daemon works, 503 when it should be restarted
+GET  /readyz                   200 when all mappings are started, 503 before and while it stops
+GET  /status                   what runs, as JSON (?pretty for people)
+POST /mappings/{name}/pause    poll no more     \\ both want the header
+POST /mappings/{name}/resume   poll again       / X-Poller: 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """What the server shows; each is called once a request."""
+
+    metrics: Callable[[], tuple[bytes, str]]
+    """Body and content type."""
+    healthy: Callable[[], tuple[bool, str]]
+    """False and why, when a restart would help."""
+    ready: Callable[[], tuple[bool, str]]
+    status: Callable[[], dict[str, Any]]
+    mappings: Callable[[], Iterable[str]]
+    """The names that `pause` and `resume` know."""
+    pause: Callable[[str], Awaitable[None]]
+    """Raises KeyError for an unknown name, PollerError when it cannot be done now."""
+    resume: Callable[[str], Awaitable[None]]
+
+
+async def serve(
+    host: str, port: int, surface: Surface, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Answer on `host`:`port` until cancelled; started with the actual port, which matters when `port` is 0.
+
+    Raises PollerError when it cannot listen there.
+    """
+    runner = web.AppRunner(
+        _application(host, surface),
+        access_log=None,
+        keepalive_timeout=75.0,
+        lingering_time=1.0,
+        shutdown_timeout=0.5,
+    )
+    await runner.setup()
+    try:
+        await _listen(runner, host, port)
+        task_status.started(runner.addresses[0][1])
+        await anyio.sleep_forever()
+    finally:
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise PollerError(f"cannot listen on {place}: {reason}. Choose another [daemon] listen") from error
+
+
+def _application(host: str, surface: Surface) -> web.Application:
+    pages = _Pages(surface)
+    middlewares = [_same_host(host)] if _is_loopback(host) else []
+    app = web.Application(middlewares=middlewares, client_max_size=1024)
+    app.add_routes(
+        [
+            web.get("/", pages.index),
+            web.get("/metrics", pages.metrics),
+            web.get("/healthz", pages.healthz),
+            web.get("/readyz", pages.readyz),
+            web.get("/status", pages.status),
+            web.post("/mappings/{name}/pause", pages.pause),
+            web.post("/mappings/{name}/resume", pages.resume),
+        ]
+    )
+    return app
+
+
+class _Pages:
+    def __init__(self, surface: Surface) -> None:
+        self._surface = surface
+
+    async def index(self, _: web.Request) -> web.Response:
+        return _text(_INDEX)
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        body, content_type = self._surface.metrics()
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        return _verdict(*self._surface.healthy())
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        return _verdict(*self._surface.ready())
+
+    async def status(self, request: web.Request) -> web.Response:
+        return _json(self._surface.status(), pretty="pretty" in request.query)
+
+    async def pause(self, request: web.Request) -> web.Response:
+        return await self._command(request, self._surface.pause)
+
+    async def resume(self, request: web.Request) -> web.Response:
+        return await self._command(request, self._surface.resume)
+
+    async def _command(self, request: web.Request, command: Callable[[str], Awaitable[None]]) -> web.Response:
+        if request.headers.get(GUARD_HEADER) != "1":
+            return _error(
+                403, f"send the header {GUARD_HEADER}: 1, which shows that no web page sent this request"
+            )
+        name = request.match_info["name"]
+        if name not in (known := sorted(self._surface.mappings())):
+            return _unknown(name, known)
+        return await _run(name, command, known)
+
+
+async def _run(name: str, command: Callable[[str], Awaitable[None]], known: list[str]) -> web.Response:
+    try:
+        with anyio.fail_after(COMMAND_TIMEOUT):
+            await command(name)
+    except KeyError:  # removed by a reload in this very moment
+        return _unknown(name, known)
+    except PollerError as error:
+        return _error(409, str(error))
+    except TimeoutError:
+        return _error(504, f"not done within {COMMAND_TIMEOUT:.0f} s; see /status")
+    return _json({"mapping": name, "done": True})
+
+
+def _same_host(host: str) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Refuse names that are not ours: a web page can make its own name mean loopback (DNS rebinding)."""
+
+    @web.middleware
+    async def check(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        # Not request.host, which asks the DNS when the header is missing; every browser sends it.
+        asked = request.headers.get(hdrs.HOST)
+        if asked is None or _is_ours(asked, host):
+            return await handler(request)
+        return _error(403, f"this server is {host}, not the host that the request names")
+
+    return check
+
+
+def _is_ours(asked: str, host: str) -> bool:
+    try:
+        name = urlsplit(f"//{asked}").hostname or ""
+    except ValueError:
+        return False
+    return name == host.lower() or _is_loopback(name)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+def _unknown(name: str, known: list[str]) -> web.Response:
+    return _error(404, f"no mapping is named {name!r}", known=known)
+
+
+def _error(status: int, message: str, **more: object) -> web.Response:
+    return _json({"error": message, **more}, status=status)
+
+
+def _verdict(good: bool, text: str) -> web.Response:
+    return _text(f"{text}\n", 200 if good else 503)
+
+
+def _text(text: str, status: int = 200) -> web.Response:
+    return web.Response(text=text, status=status, headers={hdrs.CACHE_CONTROL: "no-store"})
+
+
+def _json(value: object, status: int = 200, *, pretty: bool = False) -> web.Response:
+    options = orjson.OPT_APPEND_NEWLINE | (orjson.OPT_INDENT_2 if pretty else 0)
+    return web.Response(
+        body=orjson.dumps(value, default=str, option=options),
+        status=status,
+        content_type="application/json",
+        headers={hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"},
+    )

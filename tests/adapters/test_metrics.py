@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from poller import __version__
+from poller.model import (
+    ApiRequest,
+    Failed,
+    FilteredOut,
+    FunctionError,
+    Invoked,
+    MappingState,
+    NotInvoked,
+    Outcome,
+    PartlyFailed,
+    Received,
+    Settled,
+    StaleReceipts,
+    StateChanged,
+    Succeeded,
+    Trouble,
+)
+from poller.telemetry import metrics as module
+from poller.telemetry.metrics import Metrics
+from poller.telemetry.observers import Fanout
+
+
+@dataclass(frozen=True)
+class Mapping:
+    name: str = "orders"
+    state: MappingState = MappingState.RUNNING
+    in_flight_invocations: int = 2
+    in_flight_records: int = 20
+    buffered_bytes: int = 4096
+    receivers: int = 5
+
+
+@dataclass(frozen=True)
+class Function:
+    name: str = "f"
+    in_flight: int = 2
+
+
+@dataclass(frozen=True)
+class Status:
+    mappings: tuple[Mapping, ...] = ()
+    functions: tuple[Function, ...] = ()
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    body, content_type = metrics.render()
+    assert content_type.startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(body.decode())
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value for f in families for sample in f.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return samples(metrics).get((f"poller_{name}", frozenset(labels.items())))
+
+
+def invoked(outcome: Outcome, failed: int = 0) -> Invoked:
+    return Invoked("orders", "f", "id", records=10, failed=failed, outcome=outcome, duration=0.2)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(Status)
+
+
+def test_a_successful_invocation_counts_its_run_its_records_and_its_duration(metrics: Metrics) -> None:
+    metrics.invoked(invoked(Succeeded()))
+    assert value(metrics, "invocations_total", function="f") == 1
+    assert value(metrics, "errors_total", function="f") == 0
+    assert value(metrics, "duration_seconds_sum", function="f") == 0.2
+    assert value(metrics, "duration_seconds_bucket", function="f", le="0.1") == 0
+    assert value(metrics, "duration_seconds_bucket", function="f", le="0.25") == 1
+    assert value(metrics, "invoked_events_total", mapping="orders") == 10
+    assert value(metrics, "failed_invoke_events_total", mapping="orders") == 0
+
+
+@pytest.mark.parametrize("timed_out", [False, True])
+def test_a_function_error_and_a_timeout_count_as_errors(metrics: Metrics, timed_out: bool) -> None:
+    metrics.invoked(invoked(Failed(FunctionError("E", "no", timed_out=timed_out)), failed=10))
+    assert value(metrics, "invocations_total", function="f") == 1
+    assert value(metrics, "errors_total", function="f") == 1
+    assert value(metrics, "failed_invoke_events_total", mapping="orders") == 10
+
+
+def test_a_partial_failure_fails_events_but_is_no_error(metrics: Metrics) -> None:
+    metrics.invoked(invoked(PartlyFailed(frozenset({"a", "b"})), failed=2))
+    assert value(metrics, "errors_total", function="f") == 0
+    assert value(metrics, "failed_invoke_events_total", mapping="orders") == 2
+
+
+def test_a_throttle_is_neither_an_invocation_nor_an_error(metrics: Metrics) -> None:
+    metrics.invoked(invoked(NotInvoked("no slot"), failed=10))
+    assert value(metrics, "throttles_total", function="f") == 1
+    assert value(metrics, "invocations_total", function="f") == 0
+    assert value(metrics, "errors_total", function="f") == 0
+    assert value(metrics, "duration_seconds_count", function="f") == 0
+    assert value(metrics, "invoked_events_total", mapping="orders") is None
+
+
+def test_receives_and_their_end_are_counted_by_mapping(metrics: Metrics) -> None:
+    metrics.received(Received("orders", 10))
+    metrics.received(Received("orders", 0))
+    metrics.filtered_out(FilteredOut("orders", 3))
+    metrics.settled(Settled("orders", deleted=5, left=1))
+    metrics.settled(Settled("orders", released=1))
+    metrics.stale_receipts(StaleReceipts("orders", 2, "message"))
+    metrics.trouble(Trouble("orders", "no network", 1.0))
+    expected = {
+        "polled_events_total": 10,
+        "empty_receives_total": 1,
+        "filtered_out_events_total": 3,
+        "deleted_events_total": 5,
+        "released_events_total": 1,
+        "stale_receipts_total": 2,
+        "troubles_total": 1,
+    }
+    assert {name: value(metrics, name, mapping="orders") for name in expected} == expected
+
+
+def test_requests_to_aws_are_counted_by_outcome_and_timed_by_operation(metrics: Metrics) -> None:
+    metrics.api_request(ApiRequest("sqs", "ReceiveMessage", "ok", 0.3))
+    metrics.api_request(ApiRequest("sqs", "ReceiveMessage", "ok", 0.3))
+    metrics.api_request(ApiRequest("sqs", "ReceiveMessage", "AccessDenied", 0.1))
+    operation = {"service": "sqs", "operation": "ReceiveMessage"}
+    assert value(metrics, "api_requests_total", **operation, outcome="ok") == 2
+    assert value(metrics, "api_requests_total", **operation, outcome="AccessDenied") == 1
+    assert value(metrics, "api_request_duration_seconds_count", **operation) == 3
+
+
+def test_error_codes_without_number_do_not_make_series_without_number(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_API_SERIES", 2)
+    for code in ("ok", "A", "B", "C", "ok"):
+        metrics.api_request(ApiRequest("sqs", "ReceiveMessage", code, 0.1))
+    operation = {"service": "sqs", "operation": "ReceiveMessage"}
+    assert value(metrics, "api_requests_total", **operation, outcome="other") == 2
+    assert value(metrics, "api_requests_total", **operation, outcome="ok") == 2
+
+
+def test_gauges_show_the_status_at_the_moment_of_the_scrape() -> None:
+    status = Status((Mapping(),), (Function(),))
+    metrics = Metrics(lambda: status)
+    assert value(metrics, "concurrent_executions", function="f") == 2
+    assert value(metrics, "in_flight_invocations", mapping="orders") == 2
+    assert value(metrics, "in_flight_records", mapping="orders") == 20
+    assert value(metrics, "buffered_bytes", mapping="orders") == 4096
+    assert value(metrics, "receivers", mapping="orders") == 5
+    status = replace(status, functions=(Function(in_flight=7),))
+    assert value(metrics, "concurrent_executions", function="f") == 7
+
+
+def test_exactly_one_state_of_a_mapping_is_1() -> None:
+    metrics = Metrics(lambda: Status((Mapping(state=MappingState.PAUSED),)))
+    states = {s: value(metrics, "mapping_state", mapping="orders", state=s.value) for s in MappingState}
+    assert states == {s: float(s is MappingState.PAUSED) for s in MappingState}
+
+
+def test_counters_of_what_runs_are_seen_at_0_before_the_first_fact() -> None:
+    metrics = Metrics(lambda: Status((Mapping(),), (Function(),)))
+    assert value(metrics, "polled_events_total", mapping="orders") == 0
+    assert value(metrics, "errors_total", function="f") == 0
+
+
+def test_a_removed_mapping_leaves_no_series() -> None:
+    status = Status((Mapping(), Mapping(name="clicks")))
+    metrics = Metrics(lambda: status)
+    metrics.received(Received("orders", 1))
+    metrics.render()
+    status = Status((Mapping(name="clicks"),))
+    metrics.forget("orders")
+    metrics.forget("orders")
+    labels = [dict(labels) for _, labels in samples(metrics)]
+    assert not any(label.get("mapping") == "orders" for label in labels)
+    assert any(label.get("mapping") == "clicks" for label in labels)
+
+
+def test_a_change_of_state_is_left_to_the_status(metrics: Metrics) -> None:
+    before = metrics.render()[0].count(b"mapping=")
+    metrics.state_changed(StateChanged("orders", MappingState.RUNNING))
+    assert metrics.render()[0].count(b"mapping=") == before
+
+
+def test_the_process_and_the_version_are_shown(metrics: Metrics) -> None:
+    shown = samples(metrics)
+    names = {name for name, _ in shown}
+    assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"} <= names
+    assert "python_gc_collections_total" in names
+    assert shown["poller_build_info", frozenset({("version", __version__)})] == 1
+    assert not any(name.endswith("_created") for name in names)
+
+
+def test_two_of_them_do_not_share_a_number(metrics: Metrics) -> None:
+    metrics.received(Received("orders", 1))
+    assert value(Metrics(Status), "polled_events_total", mapping="orders") is None
+
+
+def test_a_registry_that_was_never_rendered_has_no_gauges() -> None:
+    assert list(module._Gauges().collect()) == []
+
+
+# --- several observers --------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.facts: list[object] = []
+
+    def __getattr__(self, kind: str) -> object:
+        return self.facts.append
+
+
+class Broken(Recorder):
+    def __getattr__(self, kind: str) -> object:
+        def fail(fact: object) -> None:
+            raise RuntimeError(kind)
+
+        return fail
+
+
+def tell_all(fanout: Fanout) -> list[object]:
+    facts = (
+        Received("m", 1),
+        FilteredOut("m", 1),
+        invoked(Succeeded()),
+        Settled("m"),
+        StaleReceipts("m", 1, "x"),
+        StateChanged("m", MappingState.RUNNING),
+        Trouble("m", "e", 1.0),
+        ApiRequest("s", "o", "ok", 0.1),
+    )
+    fanout.received(facts[0])
+    fanout.filtered_out(facts[1])
+    fanout.invoked(facts[2])
+    fanout.settled(facts[3])
+    fanout.stale_receipts(facts[4])
+    fanout.state_changed(facts[5])
+    fanout.trouble(facts[6])
+    fanout.api_request(facts[7])
+    return list(facts)
+
+
+def test_every_fact_reaches_every_observer_in_order() -> None:
+    one, two = Recorder(), Recorder()
+    facts = tell_all(Fanout(one, two))  # type: ignore[arg-type]
+    assert one.facts == two.facts == facts
+
+
+def test_an_observer_that_raises_harms_nobody_and_is_logged_once_a_kind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorder = Recorder()
+    fanout = Fanout(Broken(), recorder)  # type: ignore[arg-type]
+    facts = tell_all(fanout)
+    tell_all(fanout)
+    assert recorder.facts == facts * 2
+    assert [record.fact for record in caplog.records] == [type(fact).__name__ for fact in facts]  # type: ignore[attr-defined]

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poller.cli.check import importable
+from poller.config import load, not_yet, warnings
+
+FILES = sorted(Path("config").glob("*.toml"))
+
+
+def test_the_files_of_the_manual_are_there() -> None:
+    assert {"minimal.toml", "full.toml"} <= {path.name for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_that_we_ship_is_valid_and_can_run(path: Path) -> None:
+    config = load(path, environ={}, now=0, importable=importable)
+    assert config.mappings
+    assert not_yet(config) == ()
+    assert warnings(config) == ()
+
+
+def test_the_manual_shows_every_key() -> None:
+    from poller.config import Config
+
+    schema = Config.model_json_schema()
+    keys = {key for section in (schema, *schema["$defs"].values()) for key in section["properties"]}
+    words = Path("config/full.toml").read_text().replace(".", " ").replace("[", " ").split()
+    assert sorted(key for key in keys if not any(key in word for word in words)) == []
+
+
+def test_the_streams_of_the_manual_are_valid_too(tmp_path: Path) -> None:
+    text = Path("config/full.toml").read_text()
+    before, marker, stream = text.partition("# [[mappings]]\n")
+    path = tmp_path / "streams.toml"
+    path.write_text(before + (marker + stream).replace("\n# ", "\n").removeprefix("# "))
+    config = load(path, environ={}, now=2e9)
+    assert config.mappings[-1].source == "kinesis"
+    assert len(not_yet(config)) == 1
