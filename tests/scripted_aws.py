@@ -120,6 +120,18 @@ class ScriptedAws:
         await self.drop_connections()
         await self._server.wait_closed()
 
+    def environment(self) -> dict[str, str]:
+        """Return environment variables for a client of this endpoint that is to find nothing else."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.key_id,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_CONFIG_FILE": "none",
+            "AWS_SHARED_CREDENTIALS_FILE": "none",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": "127.0.0.1",
+        }
+
     def script(self, operation: str, *steps: Step) -> None:
         """Apply each of `steps` to one of the next requests for `operation`, in order."""
         self._once[operation].extend(steps)

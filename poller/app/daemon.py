@@ -35,7 +35,7 @@ from poller.telemetry.systemd import Systemd
 from poller.web.server import Surface, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from anyio.abc import TaskGroup
 
@@ -58,6 +58,7 @@ class Daemon:
         self._board = Board()
         self._metrics = Metrics(self.status)
         self._observer = Fanout(self._board, self._metrics, LogObserver())
+        self._session = AwsSession(self._config.aws, self._observer)
         self._world = World(wall=time.time, chance=random.random, request_id=lambda: str(uuid4()))
         self._started = time.time()
         self._ready = False
@@ -71,20 +72,23 @@ class Daemon:
 
     async def run(self) -> None:
         """Run until stopped by a signal."""
+        # Outermost, so that a late signal finds somebody who knows about the stop until the very end.
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            await self._run(signals)
+        _log.info("stopped")
+
+    async def _run(self, signals: AsyncIterator[signal.Signals]) -> None:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(self._obey_signals, tasks)
+            tasks.start_soon(self._obey, signals, tasks)
             await self._listen(tasks)
             tasks.start_soon(self._systemd.watchdog, lambda: True)
             tasks.start_soon(self._announce)
-            session = AwsSession(self._config.aws, self._observer)
-            self._session = session
             try:
-                await self._supervisor.run(self._specs(self._config, self._functions, session))
+                await self._supervisor.run(self._specs(self._config, self._functions, self._session))
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._close(self._functions, self._session)
             tasks.cancel_scope.cancel()
-        _log.info("stopped")
 
     def _specs(self, config: Config, loaded: dict[str, Loaded], session: AwsSession) -> Any:
         return specs(config, loaded, Surroundings(session, self._observer, self._world))
@@ -116,9 +120,9 @@ class Daemon:
         self._ready = True
         self._systemd.ready()
         down = self._supervisor.down()
-        _log.info(
-            "ready: %d mappings%s", len(self._supervisor.names), f", failed: {', '.join(down)}" if down else ""
-        )
+        count = len(self._supervisor.names)
+        failed = f", failed at the moment: {', '.join(down)}" if down else ""
+        _log.info("ready: %d %s%s", count, "mapping" if count == 1 else "mappings", failed)
 
     async def _close(self, loaded: dict[str, Loaded], session: AwsSession) -> None:
         for function in loaded.values():
@@ -127,18 +131,16 @@ class Daemon:
 
     # --- signals --------------------------------------------------------------------------------------------------------
 
-    async def _obey_signals(self, tasks: TaskGroup, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            task_status.started()
-            async for received in signals:
-                if received is signal.SIGHUP:
-                    tasks.start_soon(self._reload)
-                elif self._stopping:
-                    _log.warning("second %s: stopping now", received.name)
-                    self._supervisor.stop_now()
-                else:
-                    self._stopping = True
-                    tasks.start_soon(self._stop, received)
+    async def _obey(self, signals: AsyncIterator[signal.Signals], tasks: TaskGroup) -> None:
+        async for received in signals:
+            if received is signal.SIGHUP:
+                tasks.start_soon(self._reload)
+            elif self._stopping:
+                _log.warning("second %s: stopping now", received.name)
+                self._supervisor.stop_now()
+            else:
+                self._stopping = True
+                tasks.start_soon(self._stop, received)
 
     async def _stop(self, received: signal.Signals) -> None:
         status = self.status()

@@ -69,18 +69,19 @@ class Calls(ABC):
     async def call(self, operation: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """See `HotApi.call`."""
         begun = self._clock()
+        deadline = begun + timeout
         try:
-            return await self._request(operation, params, begun + timeout)
+            return await self._request(operation, params, deadline)
         except AwsError as error:
             failed = error
-        if await self._cure(failed, begun):
+        if await self._cure(failed, begun, deadline):
             try:
-                return await self._request(operation, params, begun + timeout)
+                return await self._request(operation, params, deadline)
             except AwsError as error:
                 failed = error
         if operation not in SETTLES or not failed.transient:
             raise failed
-        return await self._again(failed, operation, params, begun + timeout)
+        return await self._again(failed, operation, params, deadline)
 
     async def _request(self, operation: str, params: dict[str, Any], deadline: float) -> dict[str, Any]:
         begun = self._clock()
@@ -92,12 +93,13 @@ class Calls(ABC):
         self._tell(operation, "ok", begun)
         return reply
 
-    async def _cure(self, failed: AwsError, begun: float) -> bool:
+    async def _cure(self, failed: AwsError, begun: float, deadline: float) -> bool:
         """Remove the cause why a request begun at `begun` `failed`; True when it may now succeed."""
         if failed.code not in STALE_CREDENTIALS:
             return False
         try:
-            return await self._credentials.renew(begun)
+            async with asyncio.timeout(deadline - self._clock()):
+                return await self._credentials.renew(begun)
         except foreign() as error:
             raise translate(error, service=self._service, operation=failed.operation) from error
 

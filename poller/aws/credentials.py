@@ -40,7 +40,7 @@ class Credentials:
         self._lock = asyncio.Lock()
         self._source: Any = None
         self._frozen: Frozen | None = None
-        self._checked = 0.0
+        self._checked = float("-inf")
         self._renewed = float("-inf")
         self._changed = False
 
@@ -58,11 +58,14 @@ class Credentials:
 
     async def get_frozen_credentials(self) -> Frozen:
         """Return credentials that are good now. Raises botocore's errors when there are none."""
-        if self._frozen is None or self._clock() - self._checked >= CHECK_EVERY:
-            async with self._lock:
-                await self._check()
-        assert self._frozen is not None
-        return self._frozen
+        if frozen := self.cached():
+            return frozen
+        async with self._lock:
+            return self.cached() or await self._check()
+
+    def cached(self) -> Frozen | None:
+        """Return credentials that were good a moment ago, or None when it takes waiting to know."""
+        return self._frozen if self._clock() - self._checked < CHECK_EVERY else None
 
     async def renew(self, begun: float) -> bool:
         """Load the credentials from scratch, unless that was done after `begun`; True when they changed.
@@ -78,13 +81,14 @@ class Credentials:
                 self._changed = self._frozen != before
         return self._changed
 
-    async def _check(self) -> None:
+    async def _check(self) -> Frozen:
         source = self._source or await self._load()
         frozen = Frozen(*await self._ask(source))
         self._source, self._checked = source, self._clock()
         # The same object while nothing changes: signers keep what they derived from it.
-        if frozen != self._frozen:
+        if self._frozen is None or frozen != self._frozen:
             self._frozen = frozen
+        return self._frozen
 
     async def _ask(self, source: Any) -> tuple[str, str, str | None, str | None]:
         from botocore.exceptions import CredentialRetrievalError

@@ -161,7 +161,7 @@ def translate(exception: BaseException, *, service: str, operation: str, host: s
         return _from_client_error(exception, response, service, operation)
     kind, code, cure = _kind_of(exception)
     where = f" at {host or _host_of(exception)}" if issubclass(kind, Unreachable | BadReply) else ""
-    said = plain(_said(exception)) or type(exception).__name__
+    said = plain(_said(exception))
     return kind(
         f"{service} {operation}{where.removesuffix(' at ')}: {said}; {cure}", code=code, operation=operation
     )
@@ -319,7 +319,10 @@ def _root(exception: BaseException) -> BaseException:
 
 
 def _said(exception: BaseException) -> str:
-    return str(_root(exception)) or type(_root(exception)).__name__
+    report = getattr(exception, "kwargs", {}).get(
+        "report"
+    )  # botocore's finding, below a headline that says nothing
+    return str(report or _root(exception)) or type(_root(exception)).__name__
 
 
 def _host_of(exception: BaseException) -> str:

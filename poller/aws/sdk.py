@@ -49,9 +49,9 @@ class SdkWire(SdkCalls):
         reply: dict[str, Any] = _plain(await super()._send(operation, params, timeout))
         return reply
 
-    async def _cure(self, failed: AwsError, begun: float) -> bool:
+    async def _cure(self, failed: AwsError, begun: float, deadline: float) -> bool:
         # As on the fast wire, and for its reason.
-        return disconnected(failed) or await super()._cure(failed, begun)
+        return disconnected(failed) or await super()._cure(failed, begun, deadline)
 
 
 def refuse_cut_off_json(client: Any) -> None:

@@ -46,7 +46,7 @@ class AwsSession:
         self._opened = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._botocore: Any = None
-        self._http: aiohttp.ClientSession | None = None
+        self._http: dict[bool, aiohttp.ClientSession] = {}
         self._clients: dict[_Key, Any] = {}
         self._cold: dict[_Key, SdkCalls] = {}
         self._hot: dict[_Key, HotApi] = {}
@@ -98,7 +98,7 @@ class AwsSession:
         from poller.aws.wire import Wire
 
         meta = (await self._shared_client(key)).meta
-        http = await self._shared_http()
+        http = await self._shared_http(meta.endpoint_url.startswith("https:"))
         return Wire(key[0], meta.region_name, meta.endpoint_url, self._credentials, http, self._observer)
 
     async def _sdk_wire(self, key: _Key) -> HotApi:
@@ -107,14 +107,14 @@ class AwsSession:
         client = await self._new_client(key, attempts=1, connections=HOT_CONNECTIONS)
         return SdkWire(key[0], client, self._credentials, self._observer)
 
-    async def _shared_http(self) -> aiohttp.ClientSession:
+    async def _shared_http(self, secure: bool) -> aiohttp.ClientSession:
         from poller.aws.wire import open_http, tls_context
 
-        if self._http is None:
+        if secure not in self._http:
             ca_bundle = self._config.ca_bundle or self._session().get_config_variable("ca_bundle")
-            tls = await asyncio.to_thread(tls_context, ca_bundle and str(ca_bundle))
-            self._http = await self._opened.enter_async_context(open_http(tls))
-        return self._http
+            tls = await asyncio.to_thread(tls_context, ca_bundle and str(ca_bundle)) if secure else None
+            self._http[secure] = await self._opened.enter_async_context(open_http(tls))
+        return self._http[secure]
 
     async def _shared_client(self, key: _Key) -> Any:
         if key not in self._clients:

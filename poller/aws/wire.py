@@ -7,6 +7,7 @@ mapping must hear of trouble.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ from poller.errors import AwsError, RequestRefused
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from poller.aws.credentials import Credentials
+    from poller.aws.credentials import Credentials, Frozen
     from poller.ports import Observer
 
 _PROTOCOLS = {
@@ -96,7 +97,7 @@ class Wire(Calls):
             )
         body = orjson.dumps(params)
         try:
-            frozen = await self._credentials.get_frozen_credentials()
+            frozen = self._credentials.cached() or await self._fetched(timeout)
             headers = self._signer.headers(self._targets[operation], body, frozen)
             headers["User-Agent"] = _USER_AGENT
             status, reply_headers, reply = await self._post(body, headers, timeout)
@@ -107,6 +108,10 @@ class Wire(Calls):
         if status == 200:
             return self._read(operation, reply)
         raise self._refusal(operation, status, reply_headers, reply)
+
+    async def _fetched(self, timeout: float) -> Frozen:
+        async with asyncio.timeout(timeout):
+            return await self._credentials.get_frozen_credentials()
 
     async def _post(
         self, body: bytes, headers: dict[str, str], timeout: float
@@ -132,7 +137,7 @@ class Wire(Calls):
 
     def _refusal(self, operation: str, status: int, headers: Mapping[str, str], reply: bytes) -> AwsError:
         said = _error_body(reply)
-        code = said.get("__type") or said.get("code") or headers.get("x-amzn-errortype") or ""
+        code = str(said.get("__type") or said.get("code") or headers.get("x-amzn-errortype") or "")
         # SQS spoke another protocol once; this header keeps the codes it had then, and the SDKs report those.
         legacy = headers.get("x-amzn-query-error", "").split(";")
         if len(legacy) == 2 and legacy[0]:
@@ -140,9 +145,9 @@ class Wire(Calls):
         if short_code(code) in SIGNATURE_REFUSED:
             self._server_clock.compare(headers.get("Date"))
         message = said.get("message") or said.get("Message") or ""
-        return from_reply(status, str(code), str(message), service=self._service, operation=operation)
+        return from_reply(status, code, str(message), service=self._service, operation=operation)
 
-    async def _cure(self, failed: AwsError, begun: float) -> bool:
+    async def _cure(self, failed: AwsError, begun: float, deadline: float) -> bool:
         # A connection that the server closed while it was idle fails only once it is used. Nothing of the
         # reply had come, so whether the request was carried out is unknown. Sending it again is right even
         # for a receive: if the first one did take messages they are out of sight either way, and come back
@@ -151,7 +156,7 @@ class Wire(Calls):
             return True
         if failed.code in SIGNATURE_REFUSED:
             return self._server_clock.corrected_since(begun)
-        return await super()._cure(failed, begun)
+        return await super()._cure(failed, begun, deadline)
 
 
 _USER_AGENT = f"poller/{__version__}"

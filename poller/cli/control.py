@@ -85,6 +85,6 @@ def _said(error: urllib.error.HTTPError) -> str:
         try:
             said = json.load(error)
         except ValueError:
-            return f"the daemon answered {error.code}"
-    known = said.get("known")
-    return said.get("error", f"the daemon answered {error.code}") + (f" (there are: {', '.join(known)})" if known else "")
+            said = {}
+    known = f" (there are: {', '.join(said['known'])})" if said.get("known") else ""
+    return f"{said.get('error', f'the daemon answered {error.code}')}{known}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -69,4 +70,7 @@ def _run(path: Path) -> int:
             raise
         logging.getLogger("poller").error("%s", error)  # noqa: TRY400 - one line is all there is to say
         return 1
+    # All is given back; a signal that comes while the interpreter ends changes nothing about that.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks.
 INTERVAL = 1.0
+#: Columns of a terminal from which on every figure has room.
+WIDE = 120
 _STYLES = {"running": "green", "degraded": "yellow", "paused": "cyan", "failed": "bold red", "draining": "magenta"}
 
 
@@ -43,7 +45,8 @@ def status_command(
 def _print(page: str) -> None:
     from rich.console import Console
 
-    Console().print(render(ask(page), time.time()))
+    console = Console()
+    console.print(render(ask(page), time.time(), wide=console.width >= WIDE))
 
 
 def _watch(page: str) -> None:
@@ -53,15 +56,21 @@ def _watch(page: str) -> None:
     from rich.live import Live
 
     try:
-        with Live(render(ask(page), time.time()), console=Console(), auto_refresh=False) as live:
+        console = Console()
+
+        def look() -> Table:
+            return render(ask(page), time.time(), wide=console.width >= WIDE)
+
+        with Live(look(), console=console, auto_refresh=False) as live:
             while not Event().wait(INTERVAL):
-                live.update(render(ask(page), time.time()), refresh=True)
+                live.update(look(), refresh=True)
     except KeyboardInterrupt:
         return
 
 
-def render(status: dict[str, Any], now: float) -> Table:
-    """One row a mapping, from what `/status` says."""
+def render(status: dict[str, Any], now: float, *, wide: bool = True) -> Table:
+    """One row a mapping, from what `/status` says; `wide` adds the columns that a narrow terminal has no room for."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
@@ -69,16 +78,19 @@ def render(status: dict[str, Any], now: float) -> Table:
         f"poller {status['version']}, pid {status['pid']}, up {_age(now - status['started'])}, "
         f"{status['in_flight']} of {status['concurrency']} invocations"
     )
-    table = Table(title=title + (", stopping" if status["stopping"] else ""), title_justify="left")
-    for column in ("mapping", "state"):
-        table.add_column(column, no_wrap=True)
-    for column in ("polls", "in flight", "received", "filtered", "invoked", "failed", "deleted"):
-        table.add_column(column, justify="right")
-    table.add_column("why")
+    title += ", stopping" if status["stopping"] else ""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = {"received": "received", "invoked": "invoked", "failed": "failed", "deleted": "deleted"}
+    if wide:
+        columns = {"received": "received", "filtered": "filtered", **columns, "released": "given back"}
+    table.add_column("mapping", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for column in ("polls", "at work", *columns.values()):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=1)
     for mapping in status["mappings"]:
         totals = mapping["totals"]
-        numbers = [mapping["receivers"], mapping["in_flight_records"]]
-        numbers += [totals[key] for key in ("received", "filtered", "invoked", "failed", "deleted")]
+        numbers = [mapping["receivers"], mapping["in_flight_records"], *(totals[key] for key in columns)]
         state = Text(mapping["state"], style=_STYLES.get(mapping["state"], ""))
         why = mapping["reason"] or (f"last error: {totals['last_error']}" if totals["last_error"] else "")
         table.add_row(Text(mapping["name"]), state, *(f"{number:,}" for number in numbers), Text(why))

@@ -36,7 +36,7 @@ class Lines:
     def _read(self, line: str, number: int, table: Path) -> Path:
         if header := _HEADER.match(line):
             table = self._enter(_parts(header[2]), is_list=header[1] == "[[")
-            self._found.setdefault(table, number)
+            self._add(table, number)
         elif key := _KEY.match(line):
             self._add((*table, *_parts(key[1])), number)
         return table

@@ -80,10 +80,9 @@ class _Reading:
         """Return what is valid; what is not is among the problems."""
         unknown = (key for key in self._data if key not in Config.model_fields)
         self._problems.add(Mistake((key,), unknown_key(key, Config)) for key in unknown)
-        functions, mappings = self._functions(), self._mappings()
-        self._problems.add(
-            across(self._table("functions"), functions, dict(sorted((mappings | self._routes).items())))
-        )
+        named = self._table("functions")
+        functions, mappings = self._functions(named), self._mappings()
+        self._problems.add(across(named, functions, dict(sorted((mappings | self._routes).items()))))
         return Config.model_construct(
             daemon=self._section(Daemon, self._data.get("daemon", {}), ("daemon",)) or Daemon(),
             aws=self._section(Aws, self._data.get("aws", {}), ("aws",)) or Aws(),
@@ -91,9 +90,9 @@ class _Reading:
             mappings=tuple(mappings.values()),
         )
 
-    def _functions(self) -> dict[str, Function]:
+    def _functions(self, named: dict[str, Any]) -> dict[str, Function]:
         valid = {}
-        for name, value in self._table("functions").items():
+        for name, value in named.items():
             at = ("functions", name)
             self._problems.add(_bad_name(name))
             if function := self._section(Function, value, at):
@@ -128,9 +127,14 @@ class _Reading:
             return None
 
     def _keep_route(self, index: int, value: Any, wrong: set[int | str]) -> None:
-        # What leads where can be compared with other mappings even when some other key is wrong.
-        if isinstance(value, dict) and not wrong.intersection(_ROUTE):
-            self._routes[index] = Mapping.model_construct(**{key: value[key] for key in _ROUTE})
+        # What leads where can be compared with other mappings even when some other key is wrong. A wrong name or source is
+        # equal to no other.
+        if not isinstance(value, dict) or "function_name" in wrong:
+            return
+        right = {key: value[key] for key in _ROUTE if key in value and key not in wrong}
+        nowhere = dict.fromkeys(_ROUTE, f"?{index}")
+        if "function_name" in right:
+            self._routes[index] = Mapping.model_construct(**nowhere | right)
 
 
 def _text(path: Path) -> str:

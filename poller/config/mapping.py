@@ -75,7 +75,7 @@ def _default_batch_size(validated: dict[str, Any]) -> int:
 class Filter(Section):
     """One pattern. A record is processed when any pattern of the mapping matches it."""
 
-    pattern: Annotated[str, BeforeValidator(_pattern), Field(max_length=4096), _PATTERN_SCHEMA] = Field(
+    pattern: Annotated[str, Field(max_length=4096), BeforeValidator(_pattern), _PATTERN_SCHEMA] = Field(
         description="The pattern, as a table or as a string of JSON as in Lambda. TOML has no null: a pattern"
         " that needs one is written as a string. At most 4096 characters."
     )
@@ -139,7 +139,6 @@ class OnFailure(Section):
     """Where batches go that are given up."""
 
     destination: Annotated[str, AfterValidator(check_destination)] = Field(
-        max_length=350,
         description="ARN of a standard SQS queue, a standard SNS topic or an S3 bucket.",
     )
 
@@ -164,7 +163,6 @@ class Mapping(Section):
         " DynamoDB stream."
     )
     function_name: Annotated[str, AfterValidator(_function)] = Field(
-        max_length=256,
         description="A key of [functions]. Lambda's other forms work too: NAME:QUALIFIER,"
         " ACCOUNT:function:NAME and the full ARN.",
     )

@@ -105,7 +105,7 @@ def _environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 class Daemon(Section):
-    """The process itself."""
+    """What the process keeps, serves and allows itself."""
 
     state: Annotated[str, AfterValidator(_state)] = Field(
         default="sqlite:poller.db",

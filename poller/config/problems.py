@@ -129,8 +129,11 @@ def unknown_key(key: str, section: type[Section]) -> str:
 
 
 def _wants(error: ErrorDetails) -> str:
-    template = _WANTS.get(error["type"], "is not valid")
-    return template.format(**error.get("ctx", {})).replace("'", '"')
+    limits = {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in error.get("ctx", {}).items()
+    }
+    return _WANTS.get(error["type"], "is not valid").format(**limits).replace("'", '"')
 
 
 def _section_at(section: type[Section], path: tuple[str | int, ...]) -> type[Section]:

@@ -100,9 +100,7 @@ class Fields:
     def __init__(self, members: dict[str, Node], branches: list[Fields]) -> None:
         self._members = tuple(members.items())
         self._branches = tuple(branches)
-        self.on_absent = all(node.on_absent for node in members.values()) and (
-            not branches or any(branch.on_absent for branch in branches)
-        )
+        self.on_absent = self._all_missing({})
 
     @property
     def names(self) -> set[str]:
@@ -134,8 +132,9 @@ class Fields:
         kind = type(value)
         if kind is list:
             return self.on_absent and all(map(self.missing, elements(value)))
-        if kind is not dict:
-            return self.on_absent
+        return self._all_missing(value) if kind is dict else self.on_absent
+
+    def _all_missing(self, value: dict[str, Any]) -> bool:
         return all(node.missing(value.get(name, ABSENT)) for name, node in self._members) and (
             not self._branches or any(branch.missing(value) for branch in self._branches)
         )
@@ -158,12 +157,11 @@ class Fields:
 class Payload:
     """The field that carries the payload: JSON matches JSON, plain text matches plain text, never across."""
 
-    __slots__ = ("_node", "_structured", "on_absent")
+    __slots__ = ("_node", "_structured")
 
     def __init__(self, node: Leaf | Fields) -> None:
         self._node = node
         self._structured = isinstance(node, Fields)
-        self.on_absent = False
 
     def test(self, value: Any) -> bool:
         """Tell whether `value` (an object or array when the payload is JSON, otherwise raw) matches."""

@@ -61,7 +61,7 @@ def setup(stream: TextIO | None = None, level: str | int = "info", *, json: bool
     root.addHandler(Outlet(stream, JsonFormatter() if as_json else HumanFormatter()))
     root.setLevel(number)
     for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(max(number, logging.INFO))
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
     logging.captureWarnings(True)
 
 
@@ -227,21 +227,22 @@ class LogObserver:
         )
 
     def state_changed(self, fact: StateChanged) -> None:
-        level = logging.ERROR if fact.state is MappingState.FAILED else logging.INFO
-        reason = f": {_redacted(fact.reason)}" if fact.reason else ""
         _log.log(
-            level,
+            logging.ERROR if fact.state is MappingState.FAILED or fact.error else logging.INFO,
             "%s is %s%s",
             fact.mapping,
             fact.state.value,
-            reason,
-            extra={"mapping": fact.mapping, "state": fact.state},
+            f": {_redacted(fact.reason)}" if fact.reason else "",
+            extra={"mapping": fact.mapping, "state": fact.state.value},
+            exc_info=fact.error,
         )
 
     def trouble(self, fact: Trouble) -> None:
         error = _redacted(fact.error)
-        message = f"the source gives trouble: {error}; next try in {fact.retry_in:.1f} s"
-        self._once((fact.mapping, error), message, {"mapping": fact.mapping})
+        again = f"; next try in {fact.retry_in:.1f} s" if fact.retry_in else ""
+        self._once(
+            (fact.mapping, error), f"trouble with the source: {error}{again}", {"mapping": fact.mapping}
+        )
 
     def api_request(self, fact: ApiRequest) -> None:
         if _log.isEnabledFor(logging.DEBUG):

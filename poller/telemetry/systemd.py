@@ -45,13 +45,11 @@ class Systemd:
 
         It comes from the event loop, so a loop that is stuck gives none and systemd restarts the daemon.
         """
-        if self.watchdog_interval is None:
-            await anyio.sleep_forever()
-            return
-        while True:
+        while self.watchdog_interval is not None:
             if healthy():
                 self._send("WATCHDOG=1")
             await anyio.sleep(self.watchdog_interval)
+        await anyio.sleep_forever()
 
     def _send(self, message: str) -> None:
         if self._address is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import anyio
@@ -45,7 +45,8 @@ class Surface:
     healthy: Callable[[], tuple[bool, str]]
     """False and why, when a restart would help."""
     ready: Callable[[], tuple[bool, str]]
-    status: Callable[[], dict[str, Any]]
+    status: Callable[[], object]
+    """Anything of dicts, lists, dataclasses and plain values."""
     mappings: Callable[[], Iterable[str]]
     """The names that `pause` and `resume` know."""
     pause: Callable[[str], Awaitable[None]]

@@ -55,7 +55,9 @@ def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], fl
     assert content_type.startswith("text/plain; version=0.0.4")
     families = text_string_to_metric_families(body.decode())
     return {
-        (sample.name, frozenset(sample.labels.items())): sample.value for f in families for sample in f.samples
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for f in families
+        for sample in f.samples
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from poller.config import Arn, Config, Daemon, Function, Mapping, parse
+from poller.config import Arn, Aws, Config, Daemon, Function, Mapping, parse
 
 SQS = "arn:aws:sqs:eu-west-1:123456789012:orders"
 FIFO = SQS + ".fifo"
@@ -95,7 +95,7 @@ def test_a_mapping_made_without_a_clock_takes_any_timestamp() -> None:
 
 
 def test_a_mapping_made_in_code_names_all_its_mistakes() -> None:
-    with pytest.raises(ValidationError, match="batch_size must be at most 10.*; maximum_batching_window"):
+    with pytest.raises(ValidationError, match=r"batch_size must be at most 10.*; maximum_batching_window"):
         mapping(FIFO, batch_size=11, maximum_batching_window_in_seconds=1)
 
 
@@ -123,9 +123,15 @@ def test_only_python_runtimes_need_a_handler(runtime: str) -> None:
     assert Function.model_validate({"runtime": runtime}).handler is None
 
 
+@pytest.mark.parametrize(("section", "keys"), [(Aws, {}), (Function, {"handler": "m:f"})])
+def test_a_role_is_named_by_its_arn(section: type[Aws | Function], keys: dict[str, str]) -> None:
+    arn = "arn:aws:iam::123456789012:role/service/poller"
+    assert section.model_validate({"role_arn": arn, **keys}).role_arn == arn
+
+
 def test_models_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        mapping().name = "other"  # type: ignore[misc]
+        mapping().name = "other"
 
 
 def test_the_defaults_are_those_of_lambda_and_of_the_manual() -> None:
@@ -231,4 +237,3 @@ def test_the_schema_describes_every_key() -> None:
         if not value.get("description")
     ]
     assert bare == []
-    assert len(schema["$defs"]["Mapping"]["properties"]) == 22

@@ -39,6 +39,7 @@ def deep() -> list[Any]:
         (10**5000, "<int>"),
         (deep(), "[" * LIMIT + "…"),
     ],
+    ids=["line break", "structure", "surrogate", "object", "odd keys", "circle", "huge number", "deep"],
 )
 def test_any_value_is_quoted_on_one_line(value: Any, quoted: str) -> None:
     assert quote(value) == quoted

@@ -84,3 +84,15 @@ def test_boto3_is_used_where_it_is_installed(monkeypatch):
 
     assert s3_archive._s3("http://there") == "boto3 s3 at http://there"
     s3_archive._s3.cache_clear()
+
+
+def test_botocore_is_used_where_boto3_is_missing(monkeypatch):
+    for name, value in (("AWS_DEFAULT_REGION", "eu-west-1"), ("AWS_ENDPOINT_URL", "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "boto3.session", None)
+    s3_archive._s3.cache_clear()
+    client = s3_archive._s3("http://127.0.0.1:1")
+
+    assert client.meta.endpoint_url == "http://127.0.0.1:1"
+    client.close()
+    s3_archive._s3.cache_clear()

@@ -1,0 +1,49 @@
+# `make demo` and `make test` work on a fresh clone with nothing but Python 3.11 or later: each makes its own environment.
+PYTHON ?= python3
+VENV ?= .venv
+SECONDS ?=
+BIN := $(VENV)/bin
+# Written last, so that an interrupted installation is done again.
+STAMP := $(VENV)/.installed
+RUNTIME_STAMP := $(VENV)/.installed-runtime
+
+.PHONY: demo test unit lint types cover bench clean
+
+demo: $(RUNTIME_STAMP)  ## the emulator, some traffic and the real daemon, live; SECONDS=20 ends it by itself
+	$(BIN)/poller demo $(if $(SECONDS),--seconds $(SECONDS))
+
+test: lint types cover  ## all that CI runs
+
+unit: $(STAMP)  ## the quick part: no server, no process
+	$(BIN)/python -m pytest tests/core tests/engine tests/config tests/cli -m "not slow" -q
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+cover: $(STAMP)  ## the tests, with branch coverage: core and engine 100 %
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --durations=10
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --include='poller/core/*,poller/engine/*' --fail-under=100
+	$(BIN)/coverage report --fail-under=90
+
+bench: $(STAMP)  ## speed against its baselines, in one run; results go to tests/bench/results
+	$(BIN)/python -m tests.bench --save
+
+clean:
+	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(RUNTIME_STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "poller needs Python 3.11 or later: make PYTHON=python3.13")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(STAMP): $(RUNTIME_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from poller.model import (
+    ApiRequest,
+    Failed,
+    FilteredOut,
+    FunctionError,
+    Invoked,
+    MappingState,
+    NotInvoked,
+    Outcome,
+    PartlyFailed,
+    Received,
+    Settled,
+    StaleReceipts,
+    StateChanged,
+    Succeeded,
+    Trouble,
+)
+from poller.telemetry import logs
+from poller.telemetry.logs import LogObserver
+from tests.adapters.logbook import Log, restored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def restored_loggers() -> Iterator[None]:
+    with restored():
+        yield
+
+
+def invoked(outcome: Outcome, failed: int = 0) -> Invoked:
+    return Invoked("orders", "f", "id-1", records=10, failed=failed, outcome=outcome, duration=0.2)
+
+
+def test_a_failed_invocation_says_what_failed_and_what_happens_next() -> None:
+    out = Log()
+    error = FunctionError("ValueError", "no such order", ('  File "h.py", line 1\n    raise\n',))
+    LogObserver().invoked(invoked(Failed(error), failed=10))
+    line = out.line()
+    assert line["level"] == "warning"
+    assert line["message"] == (
+        "f failed: ValueError: no such order; its 10 records come back after the queue's visibility timeout"
+    )
+    assert (line["mapping"], line["function"], line["request_id"]) == ("orders", "f", "id-1")
+    assert (line["error_type"], line["records"]) == ("ValueError", 10)
+    assert line["stack_trace"] == list(error.stack_trace)
+
+
+def test_a_person_sees_the_stack_trace_of_a_function_below_the_line() -> None:
+    out = Log(json=False)
+    error = FunctionError("E", "a\nb", ('  File "h.py", line 1\n    raise\n', "\x1b"))
+    LogObserver().invoked(invoked(Failed(error), failed=10))
+    first, *rest = out.text().splitlines()
+    assert "f failed: E: a\\nb; its" in first
+    assert rest == ['      File "h.py", line 1', "        raise", "    ", "    \\x1b"]
+
+
+def test_a_timeout_is_called_one() -> None:
+    out = Log()
+    LogObserver().invoked(invoked(Failed(FunctionError("T", "3 s", timed_out=True)), failed=10))
+    assert out.line()["message"].startswith("f timed out: T: 3 s")
+
+
+def test_a_partial_failure_is_information() -> None:
+    out = Log()
+    LogObserver().invoked(invoked(PartlyFailed(frozenset("ab")), failed=2))
+    line = out.line()
+    assert (line["level"], line["request_id"]) == ("info", "id-1")
+    assert line["message"].startswith("f did not finish 2 of 10 records")
+
+
+def test_stale_receipts_are_a_warning_with_an_example() -> None:
+    out = Log()
+    LogObserver().stale_receipts(StaleReceipts("orders", 3, "message-1"))
+    line = out.line()
+    assert (line["level"], line["mapping"], line["message_id"]) == ("warning", "orders", "message-1")
+
+
+def test_a_failed_mapping_is_an_error_and_any_other_state_is_information() -> None:
+    out = Log()
+    observer = LogObserver()
+    observer.state_changed(StateChanged("orders", MappingState.RUNNING))
+    observer.state_changed(StateChanged("orders", MappingState.FAILED, "the queue is missing"))
+    running, failed = out.lines()
+    assert (running["level"], running["message"]) == ("info", "orders is running")
+    assert (failed["level"], failed["message"]) == ("error", "orders is failed: the queue is missing")
+
+
+def test_the_same_trouble_is_said_once_a_minute_with_the_number_of_silent_ones() -> None:
+    times = [0.0, 1.0, 59.0, 60.0, 61.0, 120.0]
+    out = Log()
+    observer = LogObserver(iter(times).__next__)
+    for _ in times:
+        observer.trouble(Trouble("orders", "no network", 2.0))
+    lines = out.lines()
+    first = "trouble with the source: no network; next try in 2.0 s"
+    assert [line["message"] for line in lines] == [
+        first,
+        f"{first} (and 2 times more since this was last said)",
+        f"{first} (and 1 times more since this was last said)",
+    ]
+    assert {line["level"] for line in lines} == {"warning"}
+
+
+def test_a_crash_shows_its_traceback() -> None:
+    out = Log()
+    observer = LogObserver()
+    observer.state_changed(StateChanged("orders", MappingState.STARTING, "restarts", ValueError("a bug")))
+    line = out.line()
+    assert (line["level"], line["state"]) == ("error", "starting")
+    assert line["exception"] == "ValueError: a bug"
+
+
+def test_trouble_without_a_next_try_promises_none() -> None:
+    out = Log()
+    LogObserver().trouble(Trouble("orders", "delete refused", 0.0))
+    assert out.line()["message"] == "trouble with the source: delete refused"
+
+
+def test_other_troubles_and_other_mappings_are_said_at_once() -> None:
+    out = Log()
+    observer = LogObserver(lambda: 0.0)
+    for mapping, error in (("a", "x"), ("a", "y"), ("b", "x"), ("a", "x")):
+        observer.trouble(Trouble(mapping, error, 1.0))
+    assert len(out.lines()) == 3
+
+
+def test_troubles_without_number_are_not_all_remembered() -> None:
+    Log(logging.CRITICAL)
+    observer = LogObserver(lambda: 0.0)
+    for number in range(logs.MAX_KINDS + 50):
+        observer.trouble(Trouble("a", str(number), 1.0))
+    assert len(observer._recent._said) == logs.MAX_KINDS
+
+
+def test_throttles_are_said_as_seldom_as_trouble() -> None:
+    out = Log()
+    observer = LogObserver(lambda: 0.0)
+    observer.invoked(invoked(NotInvoked("no free slot")))
+    observer.invoked(invoked(NotInvoked("no free slot")))
+    assert out.line()["message"] == "f was not invoked: no free slot"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "the canonical request is 'x-amz-security-token:SECRET'",
+        "Authorization: SECRET",
+        'aws_secret_access_key = "SECRET"',
+    ],
+)
+def test_what_aws_quotes_of_a_request_is_not_logged(error: str) -> None:
+    out = Log()
+    observer = LogObserver()
+    observer.trouble(Trouble("orders", error, 1.0))
+    observer.state_changed(StateChanged("orders", MappingState.FAILED, error))
+    observer.invoked(invoked(NotInvoked(error)))
+    assert "SECRET" not in out.text()
+
+
+def tell_everyday_facts(observer: LogObserver) -> None:
+    observer.received(Received("orders", 10))
+    observer.filtered_out(FilteredOut("orders", 1))
+    observer.invoked(invoked(Succeeded()))
+    observer.settled(Settled("orders", deleted=9))
+    observer.api_request(ApiRequest("sqs", "ReceiveMessage", "ok", 0.1))
+
+
+@pytest.mark.parametrize(("level", "seen"), [("info", 0), ("debug", 5)])
+def test_everyday_facts_are_for_debugging_only(level: str, seen: int) -> None:
+    out = Log(level)
+    tell_everyday_facts(LogObserver())
+    assert len(out.lines()) == seen

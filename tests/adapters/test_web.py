@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from aiohttp import ClientSession, ClientTimeout
+
+from poller.errors import PollerError
+from poller.model import MappingState
+from poller.web import server
+from poller.web.server import Surface, serve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+GUARD = {"X-Poller": "1"}
+
+
+class Daemon:
+    """What stands behind the server."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.error: Exception | None = None
+        self.surface = Surface(
+            metrics=lambda: (b"poller_up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
+            healthy=lambda: (True, "ok"),
+            ready=lambda: (False, "orders is starting"),
+            status=lambda: {"state": MappingState.RUNNING, "error": ValueError("odd")},
+            mappings=lambda: ["orders", "clicks"],
+            pause=partial(self._command, "pause"),
+            resume=partial(self._command, "resume"),
+        )
+
+    async def _command(self, verb: str, name: str) -> None:
+        self.calls.append((verb, name))
+        if self.error is not None:
+            raise self.error
+
+
+@contextlib.asynccontextmanager
+async def running(surface: Surface, host: str = "127.0.0.1") -> AsyncIterator[ClientSession]:
+    async with anyio.create_task_group() as group:
+        port = await group.start(partial(serve, host, 0, surface))
+        base = f"http://[::1]:{port}" if host == "::1" else f"http://127.0.0.1:{port}"
+        async with ClientSession(base, timeout=ClientTimeout(5)) as client:
+            yield client
+        group.cancel_scope.cancel()
+
+
+async def test_metrics_are_served_with_their_own_content_type() -> None:
+    async with running(Daemon().surface) as client, client.get("/metrics") as reply:
+        assert reply.status == 200
+        assert reply.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert await reply.read() == b"poller_up 1\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"), [("/healthz", 200, "ok"), ("/readyz", 503, "orders is starting")]
+)
+async def test_health_is_a_status_code_and_a_reason(path: str, status: int, text: str) -> None:
+    async with running(Daemon().surface) as client, client.get(path) as reply:
+        assert reply.status == status
+        assert await reply.text() == f"{text}\n"
+        assert reply.headers["Cache-Control"] == "no-store"
+
+
+async def test_the_status_is_json_on_one_line_or_pretty() -> None:
+    async with running(Daemon().surface) as client:
+        async with client.get("/status") as reply:
+            assert await reply.json() == {"state": "running", "error": "odd"}
+            assert (await reply.text()).count("\n") == 1
+        async with client.get("/status?pretty") as reply:
+            assert (await reply.text()).count("\n") == 4
+
+
+async def test_the_index_names_every_path() -> None:
+    async with running(Daemon().surface) as client, client.get("/") as reply:
+        text = await reply.text()
+    for path in ("/metrics", "/healthz", "/readyz", "/status", "/pause", "/resume"):
+        assert path in text
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+async def test_a_mapping_is_paused_and_resumed_by_name(verb: str) -> None:
+    daemon = Daemon()
+    async with (
+        running(daemon.surface) as client,
+        client.post(f"/mappings/orders/{verb}", headers=GUARD) as reply,
+    ):
+        assert (reply.status, await reply.json()) == (200, {"mapping": "orders", "done": True})
+    assert daemon.calls == [(verb, "orders")]
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Poller": "0"}])
+async def test_what_a_web_page_could_send_is_refused(headers: dict[str, str]) -> None:
+    daemon = Daemon()
+    async with (
+        running(daemon.surface) as client,
+        client.post("/mappings/orders/pause", headers=headers) as reply,
+    ):
+        assert reply.status == 403
+        assert "X-Poller: 1" in (await reply.json())["error"]
+    assert daemon.calls == []
+
+
+async def test_an_unknown_mapping_is_answered_with_the_known_ones() -> None:
+    daemon = Daemon()
+    async with running(daemon.surface) as client, client.post("/mappings/nope/pause", headers=GUARD) as reply:
+        assert reply.status == 404
+        known = ["clicks", "orders"]
+        assert await reply.json() == {"error": "no mapping is named 'nope'", "known": known}
+    assert daemon.calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyError("orders"), 404, "no mapping is named 'orders'"),
+        (PollerError("it is stopping"), 409, "it is stopping"),
+        (TimeoutError(), 504, "not done within 30 s; see /status"),
+    ],
+)
+async def test_a_command_that_fails_says_why(error: Exception, status: int, message: str) -> None:
+    daemon = Daemon()
+    daemon.error = error
+    async with (
+        running(daemon.surface) as client,
+        client.post("/mappings/orders/pause", headers=GUARD) as reply,
+    ):
+        assert (reply.status, (await reply.json())["error"]) == (status, message)
+
+
+async def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "COMMAND_TIMEOUT", 0.01)
+
+    async def hang(name: str) -> None:
+        await anyio.sleep_forever()
+
+    surface = replace(Daemon().surface, pause=hang)
+    async with running(surface) as client, client.post("/mappings/orders/pause", headers=GUARD) as reply:
+        assert reply.status == 504
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nope", 404), ("GET", "/mappings/orders/pause", 405)]
+)
+async def test_other_paths_and_methods_are_refused(method: str, path: str, status: int) -> None:
+    async with running(Daemon().surface) as client, client.request(method, path) as reply:
+        assert reply.status == status
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example", "evil.example:9464", "127.0.0.1.evil.example", "[::1", "", "10.0.0.1"]
+)
+async def test_a_server_on_loopback_refuses_other_names_for_itself(name: str) -> None:
+    async with running(Daemon().surface) as client, client.get("/status", headers={"Host": name}) as reply:
+        assert reply.status == 403
+        assert "not the host" in (await reply.json())["error"]
+
+
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST.:9464", "127.0.0.1:1", "127.1.2.3", "[::1]:9464"])
+async def test_a_server_on_loopback_knows_its_own_names(name: str) -> None:
+    async with running(Daemon().surface) as client, client.get("/status", headers={"Host": name}) as reply:
+        assert reply.status == 200
+
+
+async def test_a_server_on_the_name_localhost_is_on_loopback() -> None:
+    async with running(Daemon().surface, "localhost") as client:
+        async with client.get("/status", headers={"Host": "evil.example"}) as reply:
+            assert reply.status == 403
+        async with client.get("/status", headers={"Host": "localhost"}) as reply:
+            assert reply.status == 200
+
+
+async def test_a_server_on_every_address_has_any_name() -> None:
+    headers = {"Host": "pod-1.example"}
+    async with (
+        running(Daemon().surface, "0.0.0.0") as client,
+        client.get("/healthz", headers=headers) as reply,
+    ):
+        assert reply.status == 200
+
+
+async def test_a_request_without_a_host_is_no_browser() -> None:
+    async with running(Daemon().surface) as client:
+        assert client._base_url is not None
+        assert client._base_url.port is not None
+        async with await anyio.connect_tcp("127.0.0.1", client._base_url.port) as stream:
+            await stream.send(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert (await stream.receive()).startswith(b"HTTP/1.0 200")
+
+
+async def test_a_port_in_use_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PollerError) as caught:
+            await serve("127.0.0.1", port, Daemon().surface)
+    assert f"cannot listen on 127.0.0.1:{port}: " in str(caught.value)
+    assert str(caught.value).endswith("Choose another [daemon] listen")
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_an_address_that_is_not_ours_is_named_with_its_brackets() -> None:
+    with pytest.raises(PollerError, match=r"cannot listen on \[2001:db8::1\]:9464: "):
+        await serve("2001:db8::1", 9464, Daemon().surface)
+
+
+async def test_nothing_is_logged_for_a_request(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with running(Daemon().surface) as client, client.get("/healthz"):
+        pass
+    assert caplog.records == []
+
+
+async def test_an_idle_connection_does_not_hold_up_the_stop() -> None:
+    async with running(Daemon().surface) as client:
+        async with client.get("/healthz"):
+            pass
+        started = time.monotonic()
+    assert time.monotonic() - started < 0.25
+
+
+@pytest.mark.slow
+async def test_a_request_in_flight_holds_up_the_stop_for_less_than_a_second() -> None:
+    begun = anyio.Event()
+
+    async def hang(name: str) -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        port = await group.start(partial(serve, "127.0.0.1", 0, replace(Daemon().surface, pause=hang)))
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            await stream.send(
+                b"POST /mappings/orders/pause HTTP/1.1\r\nHost: localhost\r\nX-Poller: 1\r\n\r\n"
+            )
+            await begun.wait()
+        started = time.monotonic()
+        group.cancel_scope.cancel()
+    assert time.monotonic() - started < 1

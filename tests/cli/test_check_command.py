@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from poller.cli.check import check_command, importable
+from poller.cli.schema import schema_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+APP = typer.Typer()
+APP.command("check")(check_command)
+APP.command("schema")(schema_command)
+
+VALID = """
+[functions.echo]
+handler = "handlers.echo:handler"
+
+[[mappings]]
+name = "orders"
+event_source_arn = "arn:aws:sqs:eu-west-1:123456789012:orders"
+function_name = "echo"
+"""
+STREAM = """
+[[mappings]]
+name = "clicks"
+event_source_arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks"
+function_name = "echo"
+starting_position = "LATEST"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "poller.toml"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(APP, list(arguments))
+
+
+def check(path: Path, text: str) -> Result:
+    path.write_text(text)
+    return run("check", "-c", str(path))
+
+
+def test_a_valid_file_is_summed_up_in_one_line(path: Path) -> None:
+    result = check(path, VALID)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{path}: valid: 1 mapping, 1 function\n"
+
+
+def test_the_file_is_poller_toml_here_unless_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = VALID.replace(
+        "[functions.echo]", '[functions.two]\nhandler = "handlers.echo:handler"\n[functions.echo]'
+    )
+    path.write_text(second)
+    (path.parent / "handlers").mkdir()
+    (path.parent / "handlers/echo.py").touch()
+    monkeypatch.chdir(path.parent)
+    assert run("check").stdout == "poller.toml: valid: 1 mapping, 2 functions\n"
+
+
+def test_a_warning_does_not_make_a_file_wrong(path: Path) -> None:
+    result = check(path, VALID + "filter_criteria.filters = [{ pattern = { messageId = ['a'] } }]\n")
+    assert result.exit_code == 0
+    assert f'{path}: warning: mapping "orders": messageId: ' in result.stdout
+
+
+def test_each_mistake_is_a_line_on_standard_error(path: Path) -> None:
+    result = check(path, VALID + "batch_size = 0\nenabled = 3\n")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f'{path}:9: mappings[0] "orders" batch_size = 0: must be at least 1\n'
+        f'{path}:10: mappings[0] "orders" enabled = 3: must be true or false\n'
+    )
+
+
+def test_what_this_version_cannot_run_is_not_called_valid(path: Path) -> None:
+    result = check(path, VALID + STREAM)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f'{path}: mapping "clicks": Kinesis streams are not read yet: this version reads SQS queues\n'
+    )
+
+
+def test_a_handler_whose_module_is_missing_is_found_without_importing_any(path: Path) -> None:
+    result = check(path, VALID.replace("handlers.echo", "handlers.no.such"))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f'{path}:3: functions.echo.handler = "handlers.no.such:handler":'
+        " names a module that is neither here nor on Python's path\n"
+    )
+
+
+def test_a_file_that_is_not_there_is_one_line(path: Path) -> None:
+    result = run("check", "--config", str(path))
+    assert (result.exit_code, result.stderr) == (2, f"{path}: there is no such file\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        ("json", True),
+        ("json.decoder", True),
+        ("json.nothing", False),
+        ("json.decoder.deeper", False),
+        ("sys", True),
+        ("no_module_of_this_name", False),
+        ("no_module_of_this_name.inner", False),
+        ("one.two.three", True),
+        ("one.two.four", False),
+        ("space.inner", True),
+    ],
+)
+def test_modules_are_found_from_here_and_on_pythons_path(
+    module: str, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one/two").mkdir(parents=True)
+    (tmp_path / "space").mkdir()
+    for name in ("one/__init__.py", "one/two/__init__.py", "one/two/three.py", "space/inner.py"):
+        (tmp_path / name).write_text("raise AssertionError('imported')")
+    monkeypatch.chdir(tmp_path)
+    assert importable(module) is found
+    assert "one" not in sys.modules
+
+
+def test_a_module_without_a_spec_is_not_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = type(sys)("made_by_hand")
+    monkeypatch.setitem(sys.modules, "made_by_hand", module)
+    assert not importable("made_by_hand")
+
+
+def test_the_schema_is_that_of_the_file() -> None:
+    result = run("schema")
+    schema = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["title"] == "poller.toml"
+    assert set(schema["properties"]) == {"daemon", "aws", "functions", "mappings"}
+    pattern = schema["$defs"]["Filter"]["properties"]["pattern"]
+    assert [choice["type"] for choice in pattern["anyOf"]] == ["object", "string"]
+    assert schema["$defs"]["Mapping"]["additionalProperties"] is False

@@ -1,0 +1,359 @@
+"""Each mistake in a mapping and the one line that the reader gets for it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from poller.config import parse, warnings
+from tests.config.writing import DYNAMODB, KINESIS, NOW, SQS, only_problem, problems, whole
+
+QUEUE = [
+    ("batch_size = 0", "batch_size = 0: must be at least 1"),
+    ("batch_size = 5000000", "batch_size = 5000000: must be at most 10000"),
+    ('batch_size = "many"', 'batch_size = "many": must be a whole number'),
+    ("batch_size = 1.5", "batch_size = 1.5: must be a whole number"),
+    ("batch_size = true", "batch_size = true: must be a number"),
+    ("batch_size = []", "batch_size = []: must be a whole number"),
+    ("batch_size = {a = 1}", "batch_size = {…}: must be a whole number"),
+    (
+        "batch_size = 11",
+        "batch_size = 11: must be at most 10 unless maximum_batching_window_in_seconds is at least 1",
+    ),
+    (
+        "maximum_batching_window_in_seconds = 301",
+        "maximum_batching_window_in_seconds = 301: must be at most 300",
+    ),
+    ("enabled = 7", "enabled = 7: must be true or false"),
+    ("enabled = []", "enabled = []: must be true or false"),
+    (
+        'function_response_types = ["Other"]',
+        'function_response_types[0] = "Other": must be "ReportBatchItemFailures"',
+    ),
+    ("function_response_types = 1", "function_response_types = 1: must be a list"),
+    (
+        'function_response_types = ["ReportBatchItemFailures", "ReportBatchItemFailures"]',
+        (
+            'function_response_types = ["ReportBatchItemFailures", "ReportBatchItemFailures"]:'
+            " must have at most 1 entries"
+        ),
+    ),
+    ("scaling_config = 5", "scaling_config = 5: must be a table"),
+    (
+        "scaling_config.maximum_concurrency = 1",
+        "scaling_config.maximum_concurrency = 1: must be at least 2",
+    ),
+    (
+        "scaling_config.maximum_concurrency = 1001",
+        "scaling_config.maximum_concurrency = 1001: must be at most 1000",
+    ),
+    (
+        "provisioned_poller_config = {}",
+        "provisioned_poller_config = {…}: must have minimum_pollers, maximum_pollers or both",
+    ),
+    (
+        "provisioned_poller_config.minimum_pollers = 201",
+        "provisioned_poller_config.minimum_pollers = 201: must be at most 200",
+    ),
+    (
+        "provisioned_poller_config.maximum_pollers = 1",
+        "provisioned_poller_config.maximum_pollers = 1: must be at least 2",
+    ),
+    (
+        "provisioned_poller_config = { minimum_pollers = 5, maximum_pollers = 4 }",
+        "provisioned_poller_config.maximum_pollers = 4: must be at least minimum_pollers",
+    ),
+    (
+        "scaling_config.maximum_concurrency = 2\nprovisioned_poller_config.maximum_pollers = 4",
+        "provisioned_poller_config = {…}: excludes scaling_config.maximum_concurrency: keep one of them",
+    ),
+    (
+        'starting_position = "LATEST"',
+        (
+            'starting_position = "LATEST": does not apply to this source:'
+            " it is for Kinesis and DynamoDB streams only"
+        ),
+    ),
+    (
+        "starting_position_timestamp = 1",
+        "starting_position_timestamp = 1: does not apply to this source: it is for Kinesis streams only",
+    ),
+    (
+        'destination_config.on_failure.destination = "arn:aws:s3:::bucket"',
+        (
+            "destination_config = {…}: does not apply to this source:"
+            " it is for Kinesis and DynamoDB streams only"
+        ),
+    ),
+    (
+        'metrics_config.metrics = ["ErrorCount"]',
+        'metrics_config.metrics[0] = "ErrorCount": must be "EventCount"',
+    ),
+    (
+        f'kms_key_arn = "{SQS}"',
+        f'kms_key_arn = "{SQS}": must be the ARN of a KMS key, like arn:aws:kms:eu-west-1:123456789012:key/…',
+    ),
+    ("tags = { a = 1 }", "tags.a = 1: must be a string"),
+    ("BatchSize = 1", "BatchSize: unknown key: BatchSize is written batch_size here"),
+    ("batchsize = 1", "batchsize: unknown key: batchsize is written batch_size here"),
+    ("batch_sice = 1", "batch_sice: unknown key; did you mean batch_size?"),
+    ('scaling_config."a\\nb" = 1', 'scaling_config."a\\nb": unknown key; known are maximum_concurrency'),
+    (
+        "filter_criteria.filters = [{ Pattern = {} }]",
+        "filter_criteria.filters[0].pattern: is required",
+    ),
+    (
+        "filter_criteria.filters = [{ pattern = 1 }]",
+        "filter_criteria.filters[0].pattern = 1: must be a table or a string of JSON",
+    ),
+    (
+        "filter_criteria.filters = [{ pattern = { body = [2026-01-01] } }]",
+        "filter_criteria.filters[0].pattern = {…}: must hold what JSON can say: no dates, no nan, no inf",
+    ),
+    (
+        "filter_criteria.filters = [{ pattern = { body = [nan] } }]",
+        "filter_criteria.filters[0].pattern = {…}: must hold what JSON can say: no dates, no nan, no inf",
+    ),
+    (
+        f"filter_criteria.filters = [{{ pattern = '{'x' * 4097}' }}]",
+        f'filter_criteria.filters[0].pattern = "{"x" * 58}…: must have at most 4096 characters',
+    ),
+    (
+        "filter_criteria.filters = [" + "{ pattern = { body = ['a'] } }," * 11 + "]",
+        "filter_criteria.filters = […]: must have at most 10 entries",
+    ),
+]
+
+FIFO = [
+    ("batch_size = 11", "batch_size = 11: must be at most 10 for a FIFO queue"),
+    (
+        "maximum_batching_window_in_seconds = 1",
+        "maximum_batching_window_in_seconds = 1: must be 0: FIFO queues have no batching window",
+    ),
+]
+
+STREAM = [
+    ("parallelization_factor = 11", "parallelization_factor = 11: must be at most 10"),
+    ("maximum_retry_attempts = -2", "maximum_retry_attempts = -2: must be at least -1"),
+    ("maximum_record_age_in_seconds = -2", "maximum_record_age_in_seconds = -2: must be at least -1"),
+    (
+        "maximum_record_age_in_seconds = 59",
+        "maximum_record_age_in_seconds = 59: must be -1 (no limit) or 60 to 604800",
+    ),
+    (
+        "maximum_record_age_in_seconds = 604801",
+        "maximum_record_age_in_seconds = 604801: must be at most 604800",
+    ),
+    ("tumbling_window_in_seconds = 901", "tumbling_window_in_seconds = 901: must be at most 900"),
+    (
+        "tumbling_window_in_seconds = 5\nparallelization_factor = 2",
+        "tumbling_window_in_seconds = 5: excludes a parallelization_factor above 1",
+    ),
+    (
+        (
+            "tumbling_window_in_seconds = 5\n"
+            "filter_criteria.filters = [{ pattern = { eventName = ['INSERT'] } }]"
+        ),
+        "tumbling_window_in_seconds = 5: excludes filter_criteria: keep one of them",
+    ),
+    (
+        "scaling_config.maximum_concurrency = 2",
+        "scaling_config = {…}: does not apply to this source: it is for SQS queues only",
+    ),
+    (
+        f'destination_config.on_success.destination = "{SQS}"',
+        "destination_config.on_success: unknown key; known are on_failure",
+    ),
+    (
+        f'destination_config.on_failure.destination = "{SQS}.fifo"',
+        (
+            f'destination_config.on_failure.destination = "{SQS}.fifo":'
+            " must be a standard queue or topic: FIFO is not supported for destinations"
+        ),
+    ),
+    (
+        f'destination_config.on_failure.destination = "{DYNAMODB}"',
+        (
+            f'destination_config.on_failure.destination = "{DYNAMODB[:58]}…:'
+            " must be the ARN of a standard SQS queue, a standard SNS topic or an S3 bucket"
+        ),
+    ),
+]
+
+POSITION = [
+    (KINESIS, "", "starting_position: is required for a stream: TRIM_HORIZON, LATEST or AT_TIMESTAMP"),
+    (DYNAMODB, "", "starting_position: is required for a stream: TRIM_HORIZON or LATEST"),
+    (
+        KINESIS,
+        'starting_position = "latest"',
+        'starting_position = "latest": must be "TRIM_HORIZON", "LATEST" or "AT_TIMESTAMP"',
+    ),
+    (
+        DYNAMODB,
+        'starting_position = "AT_TIMESTAMP"',
+        'starting_position = "AT_TIMESTAMP": must be TRIM_HORIZON or LATEST for a DynamoDB stream',
+    ),
+    (
+        KINESIS,
+        'starting_position = "AT_TIMESTAMP"',
+        "starting_position_timestamp: is required with AT_TIMESTAMP",
+    ),
+    (
+        KINESIS,
+        'starting_position = "LATEST"\nstarting_position_timestamp = 1',
+        'starting_position_timestamp = 1: goes only with starting_position = "AT_TIMESTAMP"',
+    ),
+    (
+        KINESIS,
+        'starting_position = "AT_TIMESTAMP"\nstarting_position_timestamp = 1800000001',
+        "starting_position_timestamp = 1800000001: must not lie in the future",
+    ),
+    (
+        KINESIS,
+        'starting_position = "AT_TIMESTAMP"\nstarting_position_timestamp = 2026-01-31T12:00:00',
+        (
+            'starting_position_timestamp = "2026-01-31 12:00:00":'
+            " must name its offset from UTC, like 2026-01-31T12:00:00Z"
+        ),
+    ),
+    (
+        KINESIS,
+        'starting_position = "AT_TIMESTAMP"\nstarting_position_timestamp = "soon"',
+        'starting_position_timestamp = "soon": must be a number',
+    ),
+    (
+        KINESIS,
+        'starting_position = "AT_TIMESTAMP"\nstarting_position_timestamp = nan',
+        "starting_position_timestamp = NaN: must be a finite number",
+    ),
+    (
+        KINESIS,
+        'starting_position = "AT_TIMESTAMP"\nstarting_position_timestamp = -1',
+        "starting_position_timestamp = -1: must be at least 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "line"), QUEUE)
+def test_a_mistake_in_a_queues_mapping_has_its_line(keys: str, line: str) -> None:
+    if "Pattern" in keys:
+        return check_two_lines(keys, line)
+    assert only_problem(whole(keys)) == f'mappings[0] "m" {line}'
+    return None
+
+
+def check_two_lines(keys: str, line: str) -> None:
+    first, second = problems(whole(keys))
+    assert first.endswith(line)
+    assert second.endswith("filters[0].Pattern: unknown key: Pattern is written pattern here")
+
+
+@pytest.mark.parametrize(("keys", "line"), FIFO)
+def test_a_mistake_in_a_fifo_queues_mapping_has_its_line(keys: str, line: str) -> None:
+    found = only_problem(whole(keys, arn=SQS + ".fifo"))
+    assert found == f'mappings[0] "m" {line}'
+
+
+@pytest.mark.parametrize("arn", [KINESIS, DYNAMODB])
+@pytest.mark.parametrize(("keys", "line"), STREAM)
+def test_a_mistake_in_a_streams_mapping_has_its_line(arn: str, keys: str, line: str) -> None:
+    if arn == KINESIS:
+        keys = keys.replace("eventName", "partitionKey")
+    found = only_problem(whole(f'starting_position = "LATEST"\n{keys}', arn=arn))
+    assert found == f'mappings[0] "m" {line}'
+
+
+@pytest.mark.parametrize(("arn", "keys", "line"), POSITION)
+def test_a_wrong_starting_position_has_its_line(arn: str, keys: str, line: str) -> None:
+    assert only_problem(whole(keys, arn=arn)) == f'mappings[0] "m" {line}'
+
+
+@pytest.mark.parametrize(
+    ("arn", "wants"),
+    [
+        ("orders", "must be an ARN, like arn:aws:sqs:eu-west-1:123456789012:orders"),
+        ("https://sqs.eu-west-1.amazonaws.com/1/orders", "must be the ARN of the source, not its URL"),
+        (
+            "arn:aws:dynamodb:eu-west-1:123456789012:table/orders",
+            "must be the ARN of the table's stream, which ends in /stream/ and a time",
+        ),
+        (
+            "arn:aws:s3:::bucket",
+            "must be the ARN of an SQS queue, a Kinesis stream or its consumer, or a DynamoDB stream",
+        ),
+        (
+            "arn:aws:sqs:::orders",
+            "must be the ARN of an SQS queue, a Kinesis stream or its consumer, or a DynamoDB stream",
+        ),
+    ],
+)
+def test_a_source_that_no_mapping_can_read_has_its_line(arn: str, wants: str) -> None:
+    assert only_problem(whole(arn=arn)) == f'mappings[0] "m" event_source_arn = "{arn}": {wants}'
+
+
+def test_keys_that_must_be_there_are_named() -> None:
+    assert problems("[[mappings]]") == [
+        "f.toml:1: mappings[0] name: is required",
+        "f.toml:1: mappings[0] event_source_arn: is required",
+        "f.toml:1: mappings[0] function_name: is required",
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65])
+def test_a_mapping_has_a_plain_name(name: str) -> None:
+    found = only_problem(whole().replace('name = "m"', f'name = "{name}"', 1))
+    assert found.endswith(": must be 1 to 64 letters, digits, dots, dashes or underscores")
+
+
+def test_a_function_name_has_one_of_lambdas_forms() -> None:
+    assert only_problem(whole().replace('function_name = "f"', 'function_name = "f:g:h:i"')) == (
+        'mappings[0] "m" function_name = "f:g:h:i": must be NAME, NAME:QUALIFIER,'
+        " ACCOUNT:function:NAME or the ARN of a function"
+    )
+
+
+# --- filters --------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    "null",
+    '"text"',
+    "text",
+    "{",
+    "{}",
+    '{"eventSource": "aws:sqs"}',
+    '{"a": []}',
+    '{"a": [{"no": 1}]}',
+]
+
+
+@pytest.mark.parametrize("pattern", REFUSED)
+def test_a_pattern_that_lambda_refuses_is_refused_here_with_the_reason(pattern: str) -> None:
+    found = only_problem(whole(f"filter_criteria.filters = [{{ pattern = '{pattern}' }}]"))
+    start = f'mappings[0] "m" filter_criteria.filters[0].pattern = {json.dumps(pattern)}: '
+    assert found.startswith(start + "must be a filter pattern that Lambda accepts: ")
+
+
+def test_each_bad_pattern_has_its_own_line() -> None:
+    text = whole(
+        "filter_criteria.filters = [{ pattern = 'x' }, { pattern = { body = ['a'] } }, { pattern = 'y' }]"
+    )
+    first, second = problems(text)
+    assert "filters[0].pattern" in first
+    assert "filters[2].pattern" in second
+
+
+def test_a_pattern_that_aws_does_not_document_is_allowed_with_a_warning() -> None:
+    text = whole("filter_criteria.filters = [{ pattern = { messageId = ['a'] } }]")
+    (warning,) = warnings(parse(text, where="f.toml", environ={}, now=NOW))
+    assert warning.startswith('mapping "m": messageId: ')
+
+
+def test_a_function_that_throttles_its_own_mappings_is_worth_a_warning() -> None:
+    text = whole("scaling_config.maximum_concurrency = 5", function="reserved_concurrent_executions = 4")
+    assert warnings(parse(text, where="f.toml", environ={}, now=NOW)) == (
+        (
+            "functions.f: reserved_concurrent_executions is below the concurrency of its mappings, 5 in all,"
+            " so it will throttle them"
+        ),
+    )

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poller.core.polling import Polling
+
+
+def test_an_idle_queue_gets_one_receive_at_a_time():
+    polling = Polling(ceiling=10)
+    polling.came_back(asked=10, got=0)
+    assert polling.allowed == 1
+
+
+def test_a_full_receive_earns_one_more():
+    polling = Polling(ceiling=10)
+    polling.came_back(asked=10, got=10)
+    assert polling.allowed == 2
+
+
+def test_a_receive_is_full_when_it_brought_all_that_it_asked_for():
+    polling = Polling(ceiling=10)
+    polling.came_back(asked=3, got=3)
+    assert polling.allowed == 2
+
+
+def test_the_number_doubles_with_each_round_trip_of_full_receives():
+    polling = Polling(ceiling=100)
+    allowed = []
+    for _ in range(5):
+        for _ in range(polling.allowed):
+            polling.came_back(asked=10, got=10)
+        allowed.append(polling.allowed)
+    assert allowed == [2, 4, 8, 16, 32]
+
+
+def test_a_receive_that_is_neither_full_nor_empty_changes_nothing():
+    polling = Polling(ceiling=10, allowed=4)
+    polling.came_back(asked=10, got=9)
+    assert polling.allowed == 4
+
+
+def test_an_empty_receive_costs_one():
+    polling = Polling(ceiling=10, allowed=4)
+    polling.came_back(asked=10, got=0)
+    assert polling.allowed == 3
+
+
+def test_a_failed_receive_brings_the_number_down_to_one():
+    polling = Polling(ceiling=10, allowed=8)
+    polling.failed()
+    assert polling.allowed == 1
+
+
+@given(st.integers(1, 20), st.lists(st.integers(-1, 10)))
+def test_the_number_stays_between_one_and_the_ceiling(ceiling, receives):
+    polling = Polling(ceiling)
+    for got in receives:
+        if got < 0:
+            polling.failed()
+        else:
+            polling.came_back(asked=10, got=got)
+        assert 1 <= polling.allowed <= ceiling

@@ -1,0 +1,44 @@
+"""Handlers of the end-to-end tests. Each appends one line a message to the file that LEDGER names: a line survives a kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from typing import Any
+
+_lock = threading.Lock()
+
+
+def _write(lines: list[str]) -> None:
+    with _lock:
+        descriptor = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
+        finally:
+            os.close(descriptor)
+
+
+async def record(event: dict[str, Any], context: Any) -> None:
+    """Note every message."""
+    _write([message["body"] for message in event["Records"]])
+
+
+async def sometimes(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Fail one message in a hundred, at random; note the others."""
+    failed = {message["messageId"] for message in event["Records"] if random.random() < 0.01}
+    _write([message["body"] for message in event["Records"] if message["messageId"] not in failed])
+    return {"batchItemFailures": [{"itemIdentifier": one} for one in failed]}
+
+
+def slow(event: dict[str, Any], context: Any) -> None:
+    """Note that it began, work for as long as it may, note that it ended: a handler that a stop will meet half-way."""
+    bodies = [message["body"] for message in event["Records"]]
+    _write([f"begun {body}" for body in bodies])
+    threading.Event().wait(float(os.environ["WORK_SECONDS"]))
+    _write([f"ended {body}" for body in bodies])
+
+
+def poisoned(event: dict[str, Any], context: Any) -> None:
+    """Fail whatever comes."""
+    raise ValueError("poison")
