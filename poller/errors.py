@@ -3,6 +3,7 @@
 =====================  ==========================================================
 ConfigError            correct the file; nothing was started
 FunctionInitError      correct the function's code or its name in the file
+StoreError             look at the state file or table: damaged, newer, full, or not writable
 SourceUnfit            correct the queue's settings, or the mapping's
 AwsError               look at its class: some pass by themselves (`transient`),
                        some want a permission, a queue or fresh credentials
@@ -35,6 +36,10 @@ class ConfigError(PollerError):
 
 class SourceUnfit(PollerError):
     """The queue's own settings do not go together with the mapping."""
+
+
+class StoreError(PollerError):
+    """The state store cannot be read or written."""
 
 
 class FunctionInitError(PollerError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 # --- records and batches ------------------------------------------------------------------------------------------------
 
@@ -22,6 +22,8 @@ class Record(NamedTuple):
     """The record as Lambda delivers it. A handler may change it: nothing reads it after an invocation."""
     receipt: Any
     """What the reader needs to settle the record; opaque to the engine."""
+    arrived: float = 0.0
+    """Unix time, seconds, at which a stream took the record; 0 where age does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,50 @@ class Shard:
 
     id: str
     parents: tuple[str, ...] = ()
+    closed: bool = False
+    """True when no record will be added any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartAt:
+    """Where the reader of a shard begins. A queue keeps its own position and has no use for it."""
+
+    kind: Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP", "AFTER_SEQUENCE_NUMBER"] = "TRIM_HORIZON"
+    sequence_number: str = ""
+    sub_sequence_number: int | None = None
+    """With a number, `sequence_number` is an aggregated record of which the inner records up to this one are done."""
+    timestamp: float = 0.0
+    """Unix time, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far one mapping is done with one shard. The zero of it is: nothing yet."""
+
+    sequence_number: str = ""
+    """Everything up to and including this record is done; empty before the first one."""
+    sub_sequence_number: int | None = None
+    """Inside an aggregated record: its inner records up to and including this one are done; None for the whole record."""
+    since: float = 0.0
+    """Unix time at which the mapping took up the shard: where LATEST is, as long as no record is done."""
+    window: str = ""
+    """State of the open tumbling window, as JSON; empty for none."""
+    finished: bool = False
+    """The shard is closed and all of its records are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A batch that is given up, on its way to an on-failure destination."""
+
+    mapping: str
+    shard: str
+    document: dict[str, Any]
+    """What every destination gets (spec 5.7)."""
+    event: dict[str, Any]
+    """The invocation event, which only S3 gets."""
+    at: float
+    """Unix time."""
 
 
 # --- one invocation -----------------------------------------------------------------------------------------------------
@@ -170,6 +216,18 @@ class StaleReceipts:
     records: int
     example: str
     """The message id of one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """Records that were removed from a stream before the mapping had read them."""
+
+    mapping: str
+    shard: str
+    after: str
+    """The last sequence number that was read."""
+    lost_seconds: float | None
+    """How much time of records was missed, as far as that can be told."""
 
 
 @dataclass(frozen=True, slots=True)

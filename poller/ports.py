@@ -6,11 +6,13 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from poller.model import (
         ApiRequest,
+        Checkpoint,
+        Failure,
         FilteredOut,
         Invocation,
         Invoked,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         Settled,
         Shard,
         StaleReceipts,
+        StartAt,
         StateChanged,
         Trouble,
     )
@@ -38,6 +41,12 @@ class Reader(Protocol):
 
     redelivers: bool
     """True when an unsettled record comes back by itself (a queue); False when it must be tried again here (a stream)."""
+    ended: bool
+    """True when everything of a closed shard has been received; always False for a queue."""
+    behind: float | None
+    """Seconds between the last record received and the end of the shard; None when that is not known."""
+    doing: str
+    """What it does now, in a word or two for `/status`: reading, idle, throttled."""
 
     async def receive(self, limit: int, wait: float) -> Sequence[Record]:
         """Return up to `limit` records, waiting up to `wait` seconds for the first one; empty when there were none.
@@ -63,11 +72,11 @@ class Source(Protocol):
     """One queue or stream."""
 
     async def shards(self) -> Sequence[Shard]:
-        """List the shards that may be read now."""
+        """List the shards that exist now, closed ones with records included, in any order."""
         ...
 
-    def open(self, shard: Shard) -> AbstractAsyncContextManager[Reader]:
-        """Read `shard` for the length of the context; what the reader runs in the background ends with it.
+    def open(self, shard: Shard, start: StartAt) -> AbstractAsyncContextManager[Reader]:
+        """Read `shard` from `start` for the length of the context; what the reader runs in the background ends with it.
 
         Entering raises `poller.errors.PollerError` when the source is missing, forbidden, out of reach or unfit. Leaving
         gives back every record that is not settled.
@@ -88,6 +97,40 @@ class Runtime(Protocol):
 
     async def aclose(self) -> None:
         """Stop everything that runs for this function. Called once, after the last `invoke` has ended."""
+        ...
+
+
+class CheckpointStore(Protocol):
+    """Keeps the position of each mapping in each shard. Raises `poller.errors.StoreError` only.
+
+    What `save` has returned from survives a kill of the process and, as far as the medium promises it, a loss of power.
+    """
+
+    async def load(self, mapping: str) -> Mapping[str, Checkpoint]:
+        """All checkpoints of a mapping, by shard id; empty when there is none."""
+        ...
+
+    async def save(self, mapping: str, shard: str, checkpoint: Checkpoint) -> bool:
+        """Move a shard's checkpoint forward. One that would move it backwards changes nothing and returns False."""
+        ...
+
+    async def seek(self, mapping: str, shard: str, checkpoint: Checkpoint | None) -> None:
+        """Put a shard's checkpoint anywhere, or remove it (None). For commands, while nothing reads the shard."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what is being saved and let go of the medium."""
+        ...
+
+
+class Destination(Protocol):
+    """Takes batches that are given up."""
+
+    async def send(self, failure: Failure) -> None:
+        """Return when the destination has taken it for good; raises `poller.errors.PollerError` when it has not.
+
+        Sending the same failure again is allowed.
+        """
         ...
 
 

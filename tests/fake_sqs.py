@@ -2,12 +2,14 @@
 
 It behaves as AWS does where an emulator does not: a receipt of a standard queue can still delete after its visibility
 timeout, one of a FIFO queue cannot; nothing stays hidden longer than 12 hours after its receive; a receive that is asked for
-again with its attempt id brings the same messages. What goes wrong is scripted, call by call, with `script`.
+again with its attempt id brings the same messages. Where servers differ it is the unkind one: a message that was made visible
+can be hidden again by a late request, until somebody receives it. What goes wrong is scripted, call by call, with `script`.
 """
 
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from hashlib import md5
@@ -265,7 +267,10 @@ class FakeSqs:
             "Attributes": attributes,
         }
         if message.attributes:
-            wire |= {"MessageAttributes": message.attributes, "MD5OfMessageAttributes": "0" * 32}
+            wire["MessageAttributes"] = {
+                name: _in_base64(value) for name, value in message.attributes.items()
+            }
+            wire["MD5OfMessageAttributes"] = _digest(message.attributes)
         return wire
 
     # --- settling -------------------------------------------------------------------------------------------------------
@@ -306,7 +311,7 @@ class FakeSqs:
         message = self.messages.get(self._receipts[receipt])
         if message is None:
             return INVALID
-        if message.receipt != receipt or not self._in_flight(message):
+        if message.receipt != receipt:
             return "MessageNotInflight"
         now = anyio.current_time()
         if now + timeout > message.received_at + LONGEST_HOLD:
@@ -316,3 +321,24 @@ class FakeSqs:
 
     def _in_flight(self, message: Message) -> bool:
         return message.id in self.messages and message.visible_at > anyio.current_time()
+
+
+def _in_base64(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: b64encode(item).decode() if isinstance(item, bytes) else item for name, item in value.items()
+    }
+
+
+def _digest(attributes: Mapping[str, Any]) -> str:
+    """What SQS's developer guide says: each part with its length in front, sorted by name."""
+    encoded = b""
+    for name, value in sorted(attributes.items()):
+        binary = value.get("BinaryValue")
+        kind = b"\x01" if binary is None else b"\x02"
+        content = value["StringValue"].encode() if binary is None else binary
+        encoded += _sized(name.encode()) + _sized(value["DataType"].encode()) + kind + _sized(content)
+    return md5(encoded).hexdigest()
+
+
+def _sized(part: bytes) -> bytes:
+    return len(part).to_bytes(4, "big") + part

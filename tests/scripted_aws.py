@@ -110,7 +110,9 @@ class ScriptedAws:
         self._receipts = count(1)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls, limit=2**22)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", 0, ssl=self._tls, limit=2**22, backlog=1024
+        )
         port = self._server.sockets[0].getsockname()[1]
         self.endpoint = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
         return self

@@ -111,8 +111,6 @@ class Daemon:
         _log.info("listening on http://%s:%d", host, port)
 
     async def _announce(self) -> None:
-        # The supervisor starts its children in the task that follows this one.
-        await anyio.lowlevel.checkpoint()
         await self._supervisor.ready()
         # What is there now stays until the end: the collector need not look at it again.
         gc.collect()
@@ -163,7 +161,7 @@ class Daemon:
                 loaded = functions.load(config, self._places, self._functions)
             except ConfigError as error:
                 for problem in error.problems:
-                    _log.error("reload refused, the old configuration keeps running: %s", problem)  # noqa: TRY400
+                    _log.error("reload refused, the old configuration keeps running: %s", problem)
             else:
                 await self._go_over(config, loaded)
             self._systemd.ready()
@@ -179,10 +177,14 @@ class Daemon:
         self._places.resize(config.daemon.concurrency)
         self._supervisor.stop_timeout = config.daemon.shutdown_timeout
         await self._supervisor.reload(self._specs(config, loaded, self._session))
-        for name in {mapping.name for mapping in old.mappings} - {mapping.name for mapping in config.mappings}:
+        for name in {mapping.name for mapping in old.mappings} - {
+            mapping.name for mapping in config.mappings
+        }:
             self._metrics.forget(name)
         gone = {name: one for name, one in old_functions.items() if one is not loaded.get(name)}
-        await self._close(gone, old_session if old_session is not self._session else AwsSession(config.aws, self._observer))
+        await self._close(
+            gone, old_session if old_session is not self._session else AwsSession(config.aws, self._observer)
+        )
         _log.info("reloaded: %d mappings", len(config.mappings))
 
     # --- what the outside asks ------------------------------------------------------------------------------------------

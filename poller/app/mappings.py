@@ -13,6 +13,7 @@ from poller.core.filters import compile_filters
 from poller.engine.child import MappingSpec
 from poller.engine.invoker import FunctionPlan, Invoker
 from poller.engine.pipeline import Pipeline, Plan
+from poller.model import StartAt
 from poller.sources.sqs import API_BATCH, QueueId, SqsSource
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundin
     async def open_pipeline() -> AsyncIterator[Pipeline]:
         source = _source(mapping, function, around)
         (shard,) = await source.shards()
-        async with source.open(shard) as reader:
+        async with source.open(shard, StartAt()) as reader:
             invoker = Invoker(
                 FunctionPlan(function.name, functions.arn(mapping), function.config.timeout),
                 function.runtime,
@@ -66,7 +67,11 @@ def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundin
         source=mapping.event_source_arn,
         function=mapping.function,
         enabled=mapping.enabled,
-        fingerprint=(mapping.model_dump_json(), function.config.model_dump_json(), config.aws.model_dump_json()),
+        fingerprint=(
+            mapping.model_dump_json(),
+            function.config.model_dump_json(),
+            config.aws.model_dump_json(),
+        ),
         open=open_pipeline,
     )
 

@@ -50,12 +50,7 @@ class HotApi(Protocol):
 class Calls(ABC):
     """The calls of one service in one region. A subclass sends one request; the policy around it is here."""
 
-    def __init__(
-        self,
-        service: str,
-        observer: Observer,
-        credentials: Credentials,
-    ) -> None:
+    def __init__(self, service: str, observer: Observer, credentials: Credentials) -> None:
         self._service = service
         self._observer = observer
         self._credentials = credentials
@@ -106,11 +101,7 @@ class Calls(ABC):
     async def _again(
         self, failed: AwsError, operation: str, params: dict[str, Any], deadline: float
     ) -> dict[str, Any]:
-        from tenacity import (
-            AsyncRetrying,
-            retry_if_exception,
-            wait_random_exponential,
-        )
+        from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
         def enough(state: RetryCallState) -> bool:
             return state.attempt_number >= ATTEMPTS or self._clock() + state.upcoming_sleep >= deadline

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 #: Seconds for which a key is used without asking whether it expires. Refreshing begins 15 minutes ahead, so
 #: this is no risk.
 CHECK_EVERY = 10.0
+#: Seconds between two loads from scratch, which read files and may ask STS or the instance.
+RENEW_EVERY = 5.0
 
 
 class Frozen(NamedTuple):
@@ -70,16 +72,18 @@ class Credentials:
     async def renew(self, begun: float) -> bool:
         """Load the credentials from scratch, unless that was done after `begun`; True when they changed.
 
-        For static keys this reads the files again, which is how keys that somebody rotates on disk come into
-        use.
+        For static keys this reads the files again, so keys that are rotated on disk come into use. Where
+        nobody rotates them, the many readers that ask do not make it happen all the time.
         """
         async with self._lock:
-            if self._renewed < begun:
-                self._renewed = self._clock()
-                before, self._source = self._frozen, None
-                await self._check()
-                self._changed = self._frozen != before
-        return self._changed
+            if self._renewed >= begun:
+                return self._changed
+            if self._clock() - self._renewed < RENEW_EVERY:
+                return False
+            self._renewed, self._changed = self._clock(), False
+            before, self._source = self._frozen, None
+            self._changed = await self._check() != before
+            return self._changed
 
     async def _check(self) -> Frozen:
         source = self._source or await self._load()

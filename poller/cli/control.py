@@ -20,7 +20,9 @@ TIMEOUT = 35.0
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url", envvar="POLLER_URL", help="Where the daemon listens. Default: what [daemon] listen of the file says."
+        "--url",
+        envvar="POLLER_URL",
+        help="Where the daemon listens. Default: what [daemon] listen of the file says.",
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A mapping's name.")]
@@ -58,12 +60,14 @@ def address(config: Path, url: str | None) -> str:
         return url.rstrip("/")
     listen: Any = DEFAULT_LISTEN
     try:
-        listen = tomllib.loads(config.read_text(encoding="utf-8")).get("daemon", {}).get("listen", DEFAULT_LISTEN)
+        listen = (
+            tomllib.loads(config.read_text(encoding="utf-8")).get("daemon", {}).get("listen", DEFAULT_LISTEN)
+        )
     except (OSError, ValueError, AttributeError):
         typer.echo(f"{config} cannot be read, so the daemon is looked for at {DEFAULT_LISTEN}", err=True)
     host, _, port = str(listen).rpartition(":")
     # A daemon that listens everywhere is reached at this machine's own address.
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     return f"http://{host}:{port}"
 
 
@@ -77,7 +81,9 @@ def ask(url: str, *, post: bool = False) -> Any:
         raise DaemonError(_said(error)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise DaemonError(f"no daemon answers at {url}: {reason}. Is it running, and is this its address?") from error
+        raise DaemonError(
+            f"no daemon answers at {url}: {reason}. Is it running, and is this its address?"
+        ) from error
 
 
 def _said(error: urllib.error.HTTPError) -> str:

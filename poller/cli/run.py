@@ -13,7 +13,9 @@ import typer
 
 from poller.cli.check import ConfigFile
 
-LogLevel = Annotated[str, typer.Option("--log-level", envvar="POLLER_LOG_LEVEL", help="debug, info, warning or error.")]
+LogLevel = Annotated[
+    str, typer.Option("--log-level", envvar="POLLER_LOG_LEVEL", help="debug, info, warning or error.")
+]
 LogFormat = Annotated[
     str,
     typer.Option(

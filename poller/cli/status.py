@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 INTERVAL = 1.0
 #: Columns of a terminal from which on every figure has room.
 WIDE = 120
-_STYLES = {"running": "green", "degraded": "yellow", "paused": "cyan", "failed": "bold red", "draining": "magenta"}
+_STYLES = {
+    "running": "green",
+    "degraded": "yellow",
+    "paused": "cyan",
+    "failed": "bold red",
+    "draining": "magenta",
+}
 
 
 def status_command(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 #: Bytes of one invocation's payload (spec 12), the envelope included.
 PAYLOAD_LIMIT = 6 * 1024 * 1024
-#: `{"Records":[` and `]}`.
-ENVELOPE_SIZE = 14
+#: `{"Records":[` and `]}`, less the separator that a record's size counts and the last one does not have.
+ENVELOPE_SIZE = 13
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,19 @@
 """How many receives a queue deserves at the same time.
 
 Every receive is a request that costs money and, when the queue is empty, brings nothing: an idle queue gets one long poll
-at a time. A receive that comes back full says that there is a backlog, so one more may be in flight; since each of them
-says so, the number doubles with each round trip until the functions are busy. An empty one takes a receive away again.
-In between (a few messages each time) the number is right and stays.
+at a time. Receives that come back full and at once say that there is a backlog: when as many in a row did as may be in
+flight, one more may. An empty one halves the number. In between (a few messages each time, or full ones that had to wait for
+their messages) the number is right and stays.
+
+How many batches are in functions at the same time is another matter: a worker that has its batch lets the next one receive.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+#: Seconds within which a reply did not wait for a message to be sent.
+AT_ONCE = 0.1
 
 
 @dataclass(slots=True)
@@ -17,14 +22,20 @@ class Polling:
 
     ceiling: int
     allowed: int = 1
+    _full: int = 0
 
-    def came_back(self, *, asked: int, got: int) -> None:
-        """Learn from one receive that asked for `asked` records and got `got`."""
+    def came_back(self, *, asked: int, got: int, after: float) -> None:
+        """Learn from one receive that asked for `asked` records and got `got` after so many seconds."""
         if got == 0:
-            self.allowed = max(1, self.allowed - 1)
-        elif got >= asked:
-            self.allowed = min(self.ceiling, self.allowed + 1)
+            self.allowed = max(1, self.allowed // 2)
+            self._full = 0
+        elif got >= asked and after < AT_ONCE:
+            self._full += 1
+            if self._full >= self.allowed:
+                self.allowed = min(self.ceiling, self.allowed + 1)
+                self._full = 0
 
     def failed(self) -> None:
         """Learn from a receive that failed: one at a time until the source answers again."""
         self.allowed = 1
+        self._full = 0

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 CRASH_BUDGET = 5
 #: Seconds.
 CRASH_PERIOD = 300.0
+#: Seconds that a mapping must have been open for its next failure to count as the first one.
+SETTLED = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Child:
         self._pause_reason = "" if spec.enabled else "enabled = false"
         self._quieted = False
         self._woken = anyio.Event()
-        self._opened = False
+        self._opened_at: float | None = None
         self._failures = 0
         self._crashes: deque[float] = deque(maxlen=CRASH_BUDGET)
 
@@ -85,21 +87,27 @@ class Child:
 
     async def run(self) -> None:
         """Run until quiet; cancelling `scope` is the hard stop."""
-        with self.scope:
-            while not self._quieted:
-                if self._paused:
-                    self._enter(MappingState.PAUSED, self._pause_reason)
-                    await self._wait_for_command(None)
-                    continue
-                try:
-                    await self._run_once()
-                except Exception as error:  # the guard: whatever it is, it ends here
-                    await self._wait_for_command(self._failed(leaf(error)))
+        try:
+            with self.scope:
+                await self._keep_running()
+        except Exception as error:  # a crash beside a cancellation; the scope lets it pass
+            self._failed(leaf(error))
         self._enter(MappingState.STOPPED)
         self.done.set()
 
+    async def _keep_running(self) -> None:
+        while not self._quieted:
+            if self._paused:
+                self._enter(MappingState.PAUSED, self._pause_reason)
+                await self._wait_for_command(None)
+                continue
+            try:
+                await self._run_once()
+            except Exception as error:  # the guard: whatever it is, it ends here
+                await self._wait_for_command(self._failed(leaf(error)))
+
     async def _run_once(self) -> None:
-        self._opened = False
+        self._opened_at = None
         if self._state is not MappingState.FAILED:
             self._enter(MappingState.STARTING)
         try:
@@ -113,7 +121,8 @@ class Child:
 
     def _follow_command(self, pipeline: Pipeline) -> None:
         """Catch up with what was commanded while the source was being opened."""
-        self._opened = True
+        self._opened_at = anyio.current_time()
+        self._woken = anyio.Event()
         if self._quieted:
             pipeline.quiet()
         elif self._paused:
@@ -130,13 +139,13 @@ class Child:
     def _failed(self, error: BaseException) -> float | None:
         """Note a failure and return the pause before the next try, None for none until a command."""
         now = anyio.current_time()
-        if self._opened:
+        if self._opened_at is not None and now - self._opened_at > SETTLED:
             self._failures = 0
         pause: float | None = backoff(self._failures, self._world.chance())
         self._failures += 1
         self.restarts += 1
         if isinstance(error, PollerError):
-            self._enter(MappingState.FAILED, f"{error}; next try in {pause:.0f} s")
+            self._enter(MappingState.FAILED, f"{error}; next try in {pause:.2g} s")
             return pause
         reason = f"crashed: {type(error).__name__}: {error}"
         self._crashes.append(now)
@@ -160,27 +169,34 @@ class Child:
 
     def pause(self) -> None:
         """Receive no more; what is at work goes on, what no handler saw is given back."""
+        if self._quieted:
+            return
         self._paused, self._pause_reason = True, "by command"
         if self._pipeline:
             self._pipeline.close()
             self._enter(MappingState.PAUSED, self._pause_reason)
-        self._woken.set()
+        else:
+            self._woken.set()
 
     def resume(self) -> None:
         """Go on after a pause, or try a failed mapping again now."""
+        if self._quieted:
+            return
         self._paused = False
         self._crashes.clear()
         if self._pipeline:
             self._pipeline.open()
             self._enter(MappingState.RUNNING)
-        self._woken.set()
+        else:
+            self._woken.set()
 
     def quiet(self) -> None:
         """Receive no more, for good; `done` is set when everything at work has ended."""
         self._quieted = True
         if self._pipeline:
             self._pipeline.quiet()
-            self._enter(MappingState.DRAINING)
+            if self._state is not MappingState.DRAINING:
+                self._enter(MappingState.DRAINING)
         else:
             # The source is not open, so there is nothing to drain.
             self.scope.cancel()
@@ -217,7 +233,7 @@ class Child:
             state=self.state,
             reason=self.reason,
             since=self._since,
-            receivers=pipeline.gathering if pipeline else 0,
+            receivers=pipeline.receiving if pipeline else 0,
             in_flight_invocations=pipeline.in_flight_invocations if pipeline else 0,
             in_flight_records=pipeline.in_flight_records if pipeline else 0,
             buffered_records=pipeline.buffered_records - pipeline.in_flight_records if pipeline else 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import anyio
 
@@ -97,3 +97,5 @@ def _failed(outcome: Outcome, records: Sequence[Record]) -> int:
             return len(records)
         case Succeeded():
             return 0
+        case _:
+            assert_never(outcome)

@@ -8,7 +8,9 @@ a slow function does not receive: back-pressure reaches the queue without a buff
 A pipeline is *open* (receives), *closed* (paused: workers end after what they do now, `open` starts them again) or *quiet*
 (closed for good: `run` returns when the last worker has ended). What a worker holds when the pipeline closes goes two ways:
 records that a handler has seen are settled in the ordinary way; records that no handler has seen are given back at once.
-A long poll in flight is not cut off, because the source may already have answered it; what it brings is given back.
+A long poll in flight is not cut off, because the source may already have answered it; what it brings is given back. That is
+done when the last of them has returned: those still in flight would receive the same records again, and each time counts as
+one more receive on the way to the dead-letter queue.
 
 Cancelling `run` is the hard stop. Handlers are cancelled and the records stay with the reader, which gives back everything
 that is not settled when it is closed.
@@ -24,7 +26,7 @@ import anyio
 
 from poller.core.batch import Batch
 from poller.core.polling import Polling
-from poller.core.retry import Attempt, RetryAt, Settle, backoff, decide
+from poller.core.retry import Attempt, Settle, backoff, decide
 from poller.engine.keys import KeyGate
 from poller.engine.settle import Settler
 from poller.errors import AwsError
@@ -72,10 +74,12 @@ class Pipeline:
         self.trouble: str | None = None
         self.workers = 0
         self.gathering = 0
+        self.receiving = 0
         self.in_flight_invocations = 0
         self.in_flight_records = 0
         self.buffered_records = 0
         self.buffered_bytes = 0
+        self._returning: list[Record] = []
         self._reader = reader
         self._invoker = invoker
         self._observer = observer
@@ -84,6 +88,7 @@ class Pipeline:
         self._gate = KeyGate()
         self._polling = Polling(ceiling=self._ceiling)
         self._failures = 0
+        self._retry_at = 0.0
         self._open = True
         self._quieted = anyio.Event()
         self._waits: set[anyio.CancelScope] = set()
@@ -102,8 +107,9 @@ class Pipeline:
 
     @property
     def at_capacity(self) -> bool:
-        """True when nothing is received because every worker that may exist is busy."""
-        return self.gathering == 0 and self.workers >= self._ceiling
+        """True when nothing is received because every worker is busy or waits for a slot."""
+        busy = self.gathering > 0 or self.workers >= self._ceiling
+        return self._open and self.receiving == 0 and self.trouble is None and busy
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -116,6 +122,7 @@ class Pipeline:
     def close(self) -> None:
         """Receive no more; what is at work goes on."""
         self._open = False
+        self._forget_trouble()
         for scope in self._waits:
             scope.cancel()
 
@@ -137,14 +144,16 @@ class Pipeline:
         while self._tasks and self._may_gather() and self.workers < self._ceiling:
             self.workers += 1
             self.gathering += 1
-            self._tasks.start_soon(self._work)
+            self._tasks.start_soon(self._work, self._returning[:])
+            self._returning.clear()
 
     def _may_gather(self) -> bool:
-        return self._open and self.gathering < min(self._polling.allowed, self._polling.ceiling)
+        allowed = min(self._polling.allowed, self._polling.ceiling)
+        # Records that were to go back when the pipeline opened again are worked on at once.
+        return self._open and (self.gathering < allowed or bool(self._returning))
 
-    async def _work(self) -> None:
+    async def _work(self, carried: Sequence[Record]) -> None:
         """One worker, started with a permission to gather."""
-        carried: Sequence[Record] = ()
         while True:
             try:
                 batch, carried = await self._gather(carried)
@@ -156,6 +165,7 @@ class Pipeline:
             if not (carried or self._may_gather()):
                 break
             self.gathering += 1
+            self._grow()
         self.workers -= 1
         self._grow()
 
@@ -172,9 +182,9 @@ class Pipeline:
             if due is not None and due <= 0:
                 break
             received = await self._receive(batch.room, due)
-            if not self._open:
-                return await self._hand_back([*batch.records, *received]), ()
             rest = batch.add(await self._filter(received), anyio.current_time())
+            if not self._open:
+                return await self._hand_back([*batch.records, *rest]), ()
             if not batch.records:
                 break
         return batch.records, rest
@@ -191,32 +201,52 @@ class Pipeline:
         """One receive that is back before `due` seconds have passed; when it fails, the pause that follows."""
         asked = min(room, self.plan.receive_limit)
         wait = self.plan.receive_wait if due is None else min(due, self.plan.receive_wait)
+        asked_at = anyio.current_time()
         try:
-            records = await self._reader.receive(asked, wait)
+            records = await self._received(asked, wait)
         except AwsError as error:
-            await self._receive_failed(error, due)
+            if self._open:
+                await self._receive_failed(error, due)
             return ()
         if self._failures:
             self._recovered()
-        self._polling.came_back(asked=asked, got=len(records))
+        self._polling.came_back(asked=asked, got=len(records), after=anyio.current_time() - asked_at)
         self._observer.received(Received(self.plan.name, len(records)))
         self._count_buffered(records, 1)
         return records
 
+    async def _received(self, asked: int, wait: float) -> Sequence[Record]:
+        self.receiving += 1
+        try:
+            return await self._reader.receive(asked, wait)
+        finally:
+            self.receiving -= 1
+
     async def _receive_failed(self, error: AwsError, due: float | None) -> None:
         self._polling.failed()
+        now = anyio.current_time()
+        # Receives that were in flight together fail together: that is one failure, and one pause for all of them.
+        if now >= self._retry_at:
+            self._retry_at = now + self._note_failure(error)
+        until = self._retry_at if due is None else min(self._retry_at, now + due)
+        await self._unless_closed(partial(anyio.sleep_until, until))
+
+    def _note_failure(self, error: AwsError) -> float:
+        """Tell of the trouble and return the pause before the next receive."""
         pause = backoff(self._failures, self._world.chance())
         self._failures += 1
         self.trouble = str(error)
         self._observer.trouble(Trouble(self.plan.name, self.trouble, pause))
         if self._failures == 1:
             self._observer.state_changed(StateChanged(self.plan.name, MappingState.DEGRADED, self.trouble))
-        await self._unless_closed(partial(anyio.sleep, pause if due is None else min(pause, due)))
+        return pause
 
     def _recovered(self) -> None:
-        self._failures = 0
-        self.trouble = None
+        self._forget_trouble()
         self._observer.state_changed(StateChanged(self.plan.name, MappingState.RUNNING))
+
+    def _forget_trouble(self) -> None:
+        self._failures, self._retry_at, self.trouble = 0, 0.0, None
 
     async def _filter(self, records: Sequence[Record]) -> Sequence[Record]:
         """Records that pass; the others are settled at once, without an invocation."""
@@ -273,13 +303,11 @@ class Pipeline:
                 now=anyio.current_time(),
                 chance=self._world.chance(),
             )
-            match decision:
-                case Settle():
-                    return decision
-                case RetryAt(at):
-                    if not await self._unless_closed(partial(anyio.sleep_until, at)):
-                        return None
-                    attempt = Attempt(attempt.refusals + 1, attempt.since)
+            if isinstance(decision, Settle):
+                return decision
+            if not await self._unless_closed(partial(anyio.sleep_until, decision.at)):
+                return None
+            attempt = Attempt(attempt.refusals + 1, attempt.since)
 
     async def _invoke(self, batch: Sequence[Record]) -> Outcome | None:
         slots = self._invoker.slots
@@ -300,9 +328,13 @@ class Pipeline:
             slots.release()
 
     async def _hand_back(self, records: Sequence[Record]) -> list[Record]:
-        """Give back what no handler saw; nothing remains."""
-        self._count_buffered(records, -1)
-        await self._settler.give_back(records)
+        """Give back what no handler saw, as soon as no receive could get it at once; nothing remains."""
+        self._returning.extend(records)
+        if self.receiving == 0:
+            returning = self._returning[:]
+            self._returning.clear()
+            self._count_buffered(returning, -1)
+            await self._settler.give_back(returning)
         return []
 
     async def _hold_back(self, carried: Sequence[Record], failed: set[str | None]) -> Sequence[Record]:

@@ -40,6 +40,9 @@ class Places:
     def hand_out(self) -> None:
         """Give free places to waiters, function by function."""
         for _ in range(len(self._waiting)):
+            if self.taken >= self.total:
+                # Whose turn it is stays where it is until the next place is free.
+                break
             slots = self._waiting.popleft()
             if slots.serve():
                 self._waiting.append(slots)

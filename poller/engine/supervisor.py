@@ -1,11 +1,13 @@
 """All mappings of the daemon: started, reloaded, paused, and stopped in two steps with one deadline (law 6).
 
-`stop` first tells every mapping to be quiet: no new receive, a long poll in flight may return, work at hand is finished. Shortly
-before the deadline what is still running is cancelled; the readers then give back what is unfinished within the rest of it.
+`stop` first tells every mapping to be quiet: no new receive, a long poll in flight may return, work at hand is finished.
+Shortly before the deadline what is still running is cancelled; the readers then give back what is unfinished within the rest
+of it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import anyio
@@ -39,6 +41,8 @@ class Supervisor:
         self._world = world
         self._children: dict[str, Child] = {}
         self._leaving: set[Child] = set()
+        self._begun = anyio.Event()
+        self._reloading = anyio.Lock()
         self._stopping = False
         self._stopped = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -50,6 +54,7 @@ class Supervisor:
         async with anyio.create_task_group() as self._tasks:
             for spec in specs:
                 self._start(spec)
+            self._begun.set()
             await self._stopped.wait()
 
     def _start(self, spec: MappingSpec) -> None:
@@ -59,7 +64,8 @@ class Supervisor:
         self._tasks.start_soon(child.run)
 
     async def ready(self) -> None:
-        """Return when every mapping has started, or has shown that it cannot at the moment."""
+        """Return when `run` has begun and every mapping has started, or has shown that it cannot at the moment."""
+        await self._begun.wait()
         for child in list(self._children.values()):
             await child.started.wait()
 
@@ -89,7 +95,14 @@ class Supervisor:
     # --- commands -------------------------------------------------------------------------------------------------------
 
     async def reload(self, specs: Sequence[MappingSpec]) -> None:
-        """Go over to `specs`: unchanged mappings go on undisturbed; changed ones are drained, then started anew."""
+        """Go over to `specs`: unchanged mappings go on undisturbed; changed ones are drained, then started anew.
+
+        A reload that comes during another one begins when that has ended.
+        """
+        async with self._reloading:
+            await self._go_over(specs)
+
+    async def _go_over(self, specs: Sequence[MappingSpec]) -> None:
         wanted = {spec.name: spec for spec in specs}
         for name, child in self._children.items():
             if name in wanted and wanted[name].fingerprint == child.spec.fingerprint:
@@ -106,11 +119,12 @@ class Supervisor:
                 self._start(spec)
 
     async def _replace(self, child: Child, spec: MappingSpec | None) -> None:
-        await self._end([child], self.stop_timeout)
+        # A handler may take its time, which its function's timeout bounds; only a stop is in a hurry.
+        await self._end([child], math.inf)
         self._leaving.discard(child)
         if spec:
             self._start(spec)
-        elif child.spec.name not in self._children:
+        else:
             self._board.forget(child.spec.name)
 
     def pause(self, name: str) -> None:

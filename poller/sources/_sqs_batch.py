@@ -110,10 +110,10 @@ class BatchRequests:
             {"Id": str(at), "ReceiptHandle": record.receipt, **extra} for at, record in enumerate(records)
         ]
         reply = await self._api(operation, {"QueueUrl": self._url, "Entries": entries}, timeout)
-        successful = reply.get("Successful")
-        if successful and len(successful) == len(entries):
-            return Answers(len(entries))
         try:
+            successful = reply.get("Successful")
+            if successful and len(successful) == len(entries):
+                return Answers(len(entries))
             return _read(operation, records, reply)
         except (AttributeError, KeyError, TypeError) as error:
             raise BadReply(f"{operation}: a reply that makes no sense", operation=operation) from error

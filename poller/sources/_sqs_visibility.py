@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -32,8 +33,13 @@ if TYPE_CHECKING:
 LONGEST_HOLD = 12 * 3600.0
 #: Seconds after which the queue's visibility timeout is read again.
 TIMEOUT_AGE = 60.0
-#: Part of the timeout by which an extension may come early, to share a request, and after which a failed one is repeated.
-SLACK = 0.1
+#: Part of the timeout after which a failed extension is repeated.
+PAUSE = 0.1
+#: Part of the timeout, and seconds at most, by which an extension may come early to share a request.
+EARLY = 0.1
+EARLIEST = 5.0
+#: Seconds; a server under load may take that long, and giving up on it makes the load worse.
+SHORTEST_PATIENCE = 2.0
 #: Seconds that `stop` waits for extensions on their way.
 LANDING_TIME = 1.0
 
@@ -93,7 +99,7 @@ class Visibility:
         """Keep what a receive that was sent at `asked_at` has just brought."""
         by_receipt = {record.receipt: record for record in records}
         if not self._holds.keys().isdisjoint(by_receipt):
-            # A FIFO receive that was asked for again brings the same receipts.
+            # A receive that was asked for again may bring what is held already.
             self.let_go(records)
         hold = Hold(asked_at, anyio.current_time() + self.timeout / 2, by_receipt)
         for receipt in by_receipt:
@@ -143,14 +149,10 @@ class Visibility:
 
     async def _extend_due(self) -> None:
         now = anyio.current_time()
-        soon = now + self.timeout * SLACK
+        soon = now + min(self.timeout * EARLY, EARLIEST)
         due = [hold for hold in dict.fromkeys(self._holds.values()) if hold.due <= soon]
         for seconds, records in self._plan(due, now).items():
-
-            async def extend(chunk: Sequence[Record], seconds: int = seconds) -> None:
-                await self._extend([record for record in chunk if record.receipt in self._holds], seconds)
-
-            await in_parallel(extend, records)
+            await in_parallel(partial(self._extend, seconds), records)
 
     def _plan(self, due: Iterable[Hold], now: float) -> dict[int, list[Record]]:
         """Which messages to hide for how many seconds; assumes that it will succeed."""
@@ -163,7 +165,9 @@ class Visibility:
                 plan.setdefault(seconds, []).extend(hold.records.values())
         return plan
 
-    async def _extend(self, records: Sequence[Record], seconds: int) -> None:
+    async def _extend(self, seconds: int, planned: Sequence[Record]) -> None:
+        # Some may have been settled while this request waited for its turn.
+        records = [record for record in planned if record.receipt in self._holds]
         if self._stopped or not records:
             return
         flight = Flight(frozenset(record.receipt for record in records), anyio.Event())
@@ -187,12 +191,12 @@ class Visibility:
 
     @property
     def _patience(self) -> float:
-        """Seconds for a request, so that there is time for another one before the messages show."""
-        return max(1.0, min(CALL_TIMEOUT, self.timeout / 4))
+        """Seconds for a request: two may go unanswered before the messages show, unless the timeout is too short for that."""
+        return max(min(SHORTEST_PATIENCE, self.timeout / 2), min(CALL_TIMEOUT, self.timeout / 8), 0.5)
 
     def _repeat(self, records: Iterable[Record], problem: str) -> None:
         self._trouble(problem)
-        due = anyio.current_time() + max(self.timeout * SLACK, 0.5)
+        due = anyio.current_time() + max(self.timeout * PAUSE, 0.5)
         for record in records:
             if (hold := self._holds.get(record.receipt)) is not None:
                 del hold.records[record.receipt]

@@ -27,7 +27,7 @@ from poller.sources._sqs_visibility import Visibility
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from poller.model import Record
+    from poller.model import Record, StartAt
     from poller.ports import Observer
     from poller.sources._sqs_batch import Answers
 
@@ -66,8 +66,8 @@ class SqsSource:
         return (Shard(self._queue.arn),)
 
     @asynccontextmanager
-    async def open(self, shard: Shard) -> AsyncIterator[SqsReader]:
-        """Find the queue, check that it fits, and read it; see `poller.ports.Source`."""
+    async def open(self, shard: Shard, start: StartAt | None = None) -> AsyncIterator[SqsReader]:
+        """Find the queue, check that it fits, and read it from where SQS has it; see `poller.ports.Source`."""
         api = await self._connect()
         url = await self._find(api)
         visibility_timeout = await _visibility_timeout(api, url, CALL_TIMEOUT)
@@ -103,6 +103,9 @@ class SqsReader:
     """Receives from and settles at one queue; see `poller.ports.Reader`."""
 
     redelivers = True
+    ended = False
+    behind: float | None = None
+    doing = "reading"
 
     def __init__(
         self, queue: QueueId, url: str, visibility_timeout: float, api: Api, observer: Observer

@@ -9,7 +9,7 @@ import pytest
 from aiohttp.client_reqrep import ConnectionKey
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poller.aws.errors import disconnected, foreign, from_reply, plain, short_code, translate
@@ -47,7 +47,7 @@ EXCEPTIONS: list[tuple[Exception, type[AwsError], str]] = [
     (aiohttp.ClientPayloadError("cut"), BadReply, "BadReply"),
     (wrapped(aiohttp.ClientPayloadError("cut")), BadReply, "BadReply"),
     (ResponseParserError("xml"), BadReply, "BadReply"),
-    (boto.SSLError(endpoint_url=URL, error="bad"), Unreachable, "Tls"),
+    (boto.SSLError(endpoint_url=URL, error=OSError("bad")), Unreachable, "Tls"),
     (TimeoutError(), Unreachable, "Timeout"),
     (aiohttp.ServerTimeoutError("Timeout"), Unreachable, "Timeout"),
     (boto.ReadTimeoutError(endpoint_url=URL), Unreachable, "Timeout"),
@@ -190,6 +190,7 @@ def test_secrets_that_a_message_quotes_are_cut_out(text: str) -> None:
     assert "SECRET1" not in str(from_reply(400, "X", text, service="sqs", operation="ReceiveMessage"))
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_what_is_said_is_one_short_line(text: str) -> None:
     said = plain(text)

@@ -8,42 +8,48 @@ from poller.core.polling import Polling
 
 def test_an_idle_queue_gets_one_receive_at_a_time():
     polling = Polling(ceiling=10)
-    polling.came_back(asked=10, got=0)
+    polling.came_back(asked=10, got=0, after=20)
     assert polling.allowed == 1
 
 
 def test_a_full_receive_earns_one_more():
     polling = Polling(ceiling=10)
-    polling.came_back(asked=10, got=10)
+    polling.came_back(asked=10, got=10, after=0.01)
     assert polling.allowed == 2
 
 
 def test_a_receive_is_full_when_it_brought_all_that_it_asked_for():
     polling = Polling(ceiling=10)
-    polling.came_back(asked=3, got=3)
+    polling.came_back(asked=3, got=3, after=0.01)
     assert polling.allowed == 2
 
 
-def test_the_number_doubles_with_each_round_trip_of_full_receives():
+def test_a_full_receive_that_waited_for_its_messages_earns_nothing():
+    polling = Polling(ceiling=10)
+    polling.came_back(asked=1, got=1, after=0.5)
+    assert polling.allowed == 1
+
+
+def test_each_round_of_full_receives_earns_one_more():
     polling = Polling(ceiling=100)
     allowed = []
     for _ in range(5):
         for _ in range(polling.allowed):
-            polling.came_back(asked=10, got=10)
+            polling.came_back(asked=10, got=10, after=0.01)
         allowed.append(polling.allowed)
-    assert allowed == [2, 4, 8, 16, 32]
+    assert allowed == [2, 3, 4, 5, 6]
 
 
 def test_a_receive_that_is_neither_full_nor_empty_changes_nothing():
     polling = Polling(ceiling=10, allowed=4)
-    polling.came_back(asked=10, got=9)
+    polling.came_back(asked=10, got=9, after=0.01)
     assert polling.allowed == 4
 
 
-def test_an_empty_receive_costs_one():
+def test_an_empty_receive_costs_half():
     polling = Polling(ceiling=10, allowed=4)
-    polling.came_back(asked=10, got=0)
-    assert polling.allowed == 3
+    polling.came_back(asked=10, got=0, after=20)
+    assert polling.allowed == 2
 
 
 def test_a_failed_receive_brings_the_number_down_to_one():
@@ -59,5 +65,5 @@ def test_the_number_stays_between_one_and_the_ceiling(ceiling, receives):
         if got < 0:
             polling.failed()
         else:
-            polling.came_back(asked=10, got=got)
+            polling.came_back(asked=10, got=got, after=0.01)
         assert 1 <= polling.allowed <= ceiling

@@ -101,7 +101,11 @@ class Queue:
         taken: dict[str, int] = {}
         while True:
             reply = self._client.receive_message(
-                QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=0, AttributeNames=["All"], VisibilityTimeout=300
+                QueueUrl=self.url,
+                MaxNumberOfMessages=10,
+                WaitTimeSeconds=0,
+                AttributeNames=["All"],
+                VisibilityTimeout=300,
             )
             if not reply.get("Messages"):
                 return taken

@@ -73,7 +73,9 @@ def test_a_fifo_group_keeps_its_order_through_a_kill(queues: Queues, tmp_path: P
         assert own == sorted(own)
 
 
-def test_sigterm_under_load_ends_in_time_and_gives_unfinished_messages_back(queues: Queues, tmp_path: Path) -> None:
+def test_sigterm_under_load_ends_in_time_and_gives_unfinished_messages_back(
+    queues: Queues, tmp_path: Path
+) -> None:
     work = queues.create(VisibilityTimeout="300")
     bodies = [f"m{number}" for number in range(400)]
     work.send(bodies)
@@ -92,7 +94,9 @@ def test_sigterm_under_load_ends_in_time_and_gives_unfinished_messages_back(queu
     assert daemon.handled() == after
 
 
-def test_what_a_handler_can_finish_in_time_is_finished_and_deleted_at_sigterm(queues: Queues, tmp_path: Path) -> None:
+def test_what_a_handler_can_finish_in_time_is_finished_and_deleted_at_sigterm(
+    queues: Queues, tmp_path: Path
+) -> None:
     work = queues.create(VisibilityTimeout="300")
     work.send([f"m{number}" for number in range(10)])
     config = "[daemon]\nshutdown_timeout = 20\n" + mapping(work.arn, "slow")
@@ -106,7 +110,9 @@ def test_what_a_handler_can_finish_in_time_is_finished_and_deleted_at_sigterm(qu
     assert work.counts() == (0, 0)
 
 
-def test_poison_goes_to_the_dead_letter_queue_by_the_queues_own_policy(queues: Queues, tmp_path: Path) -> None:
+def test_poison_goes_to_the_dead_letter_queue_by_the_queues_own_policy(
+    queues: Queues, tmp_path: Path
+) -> None:
     dead = queues.create()
     policy = json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": "2"})
     work = queues.create(VisibilityTimeout="3", RedrivePolicy=policy)

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,8 @@ from tests.e2e.harness import ACCOUNT, HERE, REGION, Daemon, Queues, free_port, 
 from tests.e2e.test_nothing_is_lost import mapping
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from poller.demo.emulator import Emulator
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,9 @@ def poller(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_missing_queue_is_shown_and_read_once_it_exists_while_others_run(queues: Queues, tmp_path: Path) -> None:
+def test_a_missing_queue_is_shown_and_read_once_it_exists_while_others_run(
+    queues: Queues, tmp_path: Path
+) -> None:
     there = queues.create()
     name = f"later-{time.time_ns()}"
     config = TWO.format(first=there.arn, second=f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}")
@@ -102,7 +105,9 @@ def test_a_queue_that_hides_messages_for_less_than_the_function_takes_is_refused
     with running(daemon):
         status = daemon.status()["work"]
         assert status["state"] == "failed"
-        assert "Queue visibility timeout: 2 seconds is less than Function timeout: 3 seconds" in status["reason"]
+        assert (
+            "Queue visibility timeout: 2 seconds is less than Function timeout: 3 seconds" in status["reason"]
+        )
         daemon.stop()
 
 
@@ -135,7 +140,8 @@ def test_an_endpoint_out_of_reach_is_named_in_one_line_and_tried_again(tmp_path:
 
 def test_a_wrong_file_is_refused_with_all_its_mistakes_and_nothing_starts(tmp_path: Path) -> None:
     (tmp_path / "poller.toml").write_text(
-        '[functions.f]\nhandler = "a:b"\ntimeout = 9999\n[[mappings]]\nname = "m"\nevent_source_arn = "x"\nfunction_name = "g"\n'
+        '[functions.f]\nhandler = "a:b"\ntimeout = 9999\n'
+        '[[mappings]]\nname = "m"\nevent_source_arn = "x"\nfunction_name = "g"\n'
     )
     for command in ("run", "check"):
         result = poller(tmp_path, command)
@@ -146,7 +152,9 @@ def test_a_wrong_file_is_refused_with_all_its_mistakes_and_nothing_starts(tmp_pa
 
 def test_a_handler_that_cannot_be_imported_is_named_with_its_mapping(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
-    config = mapping(f"arn:aws:sqs:{REGION}:{ACCOUNT}:orders", "record").replace("ledger_handlers:record", "broken:handler")
+    config = mapping(f"arn:aws:sqs:{REGION}:{ACCOUNT}:orders", "record").replace(
+        "ledger_handlers:record", "broken:handler"
+    )
     (tmp_path / "poller.toml").write_text(config)
     result = poller(tmp_path, "run")
     assert result.returncode == 2

@@ -14,11 +14,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import trio
 from trio.testing import MockClock
 
 from poller.core.batch import PAYLOAD_LIMIT, BatchLimits
-from poller.engine.child import MappingSpec
+from poller.engine.child import MappingSpec, leaf
 from poller.engine.invoker import FunctionPlan, Invoker, World
 from poller.engine.pipeline import Pipeline, Plan
 from poller.engine.slots import Places, Slots
@@ -27,7 +26,7 @@ from poller.model import FunctionError, Record, Refused, Returned, Shard, StateC
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 
-    from poller.model import Invocation, MappingState, Reply
+    from poller.model import Invocation, MappingState, Reply, StartAt
 
 #: Virtual seconds after which a test is taken to hang.
 LONG = 100_000.0
@@ -46,8 +45,11 @@ def in_virtual_time(body: Callable[[], Awaitable[None]]) -> None:
     """Run `body` to its end on a clock that never waits."""
 
     async def bounded() -> None:
-        with anyio.fail_after(LONG):
-            await body()
+        try:
+            with anyio.fail_after(LONG):
+                await body()
+        except BaseExceptionGroup as group:
+            raise leaf(group) from None
 
     clock = MockClock(autojump_threshold=0)
     anyio.run(bounded, backend="trio", backend_options={"clock": clock})
@@ -65,7 +67,7 @@ def virtual(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 async def settle_down() -> None:
     """Return when every other task waits for time to pass."""
-    await trio.testing.wait_all_tasks_blocked()
+    await anyio.wait_all_tasks_blocked()
 
 
 def world(chance: float = 0.0) -> World:
@@ -130,7 +132,7 @@ class Queue:
         self.opened = 0
         #: Raised by the next receives, one each; None lets one through.
         self.failures: list[BaseException | None] = []
-        #: Raised by every receive as long as it is set.
+        #: Raised by every receive, those in flight included; see `break_down`.
         self.outage: BaseException | None = None
         #: Raised by the next attempts to open the queue.
         self.missing: list[BaseException] = []
@@ -150,6 +152,11 @@ class Queue:
         self._wake()
         return [message.id for message in sent]
 
+    def break_down(self, error: BaseException | None) -> None:
+        """Fail every receive with `error` until called with None."""
+        self.outage = error
+        self._wake()
+
     @property
     def waiting(self) -> list[str]:
         """Ids of the messages that a receive could bring now."""
@@ -164,7 +171,7 @@ class Queue:
         return (Shard("queue"),)
 
     @asynccontextmanager
-    async def open(self, shard: Shard) -> AsyncIterator[QueueReader]:
+    async def open(self, shard: Shard, start: StartAt | None = None) -> AsyncIterator[QueueReader]:
         await self.opening()
         if self.missing:
             raise self.missing.pop(0)
@@ -215,6 +222,9 @@ class QueueReader:
     """The queue's `Reader`."""
 
     redelivers = True
+    ended = False
+    behind = None
+    doing = "reading"
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -229,10 +239,11 @@ class QueueReader:
         try:
             records = await self._receive(limit, began + wait)
             got = len(records)
-            return records
-        except trio.Cancelled:
+        except anyio.get_cancelled_exc_class():
             queue.cancelled_receives += 1
             raise
+        else:
+            return records
         finally:
             queue.receiving -= 1
             queue.receives.append(Receive(began, anyio.current_time(), limit, wait, got))
@@ -240,10 +251,12 @@ class QueueReader:
     async def _receive(self, limit: int, until: float) -> list[Record]:
         queue = self._queue
         await anyio.lowlevel.checkpoint()
-        if failure := queue.failures.pop(0) if queue.failures else queue.outage:
+        if queue.failures and (failure := queue.failures.pop(0)):
             raise failure
         while True:
             await anyio.sleep(queue.latency)
+            if queue.outage:
+                raise queue.outage
             taken = queue.take(limit)
             left = until - anyio.current_time()
             if taken or left <= 0:
@@ -256,6 +269,9 @@ class QueueReader:
     async def ack(self, records: Sequence[Record]) -> int:
         self._queue.on_ack(records)
         current = self._let_go(records)
+        for message in current:
+            # Nobody extends it any more: a deletion that does not arrive lets it come back.
+            self._queue.show(message, self._queue.visibility)
         await self._queue.before_ack()
         current = [message for message in current if message in self._queue.messages]
         for message in current:
@@ -362,7 +378,7 @@ class Function:
         self._busy_groups |= call.groups
         try:
             call.reply = await self._answer(call)
-        except trio.Cancelled:
+        except anyio.get_cancelled_exc_class():
             self.cancelled += 1
             raise
         finally:
@@ -416,7 +432,9 @@ class Recorder:
     def _note(self, fact: Any) -> None:
         self.facts.append(fact)
 
-    received = filtered_out = invoked = settled = stale_receipts = state_changed = trouble = api_request = _note
+    received = filtered_out = invoked = settled = stale_receipts = state_changed = trouble = api_request = (
+        _note
+    )
 
 
 # --- put together -------------------------------------------------------------------------------------------------------
@@ -446,7 +464,7 @@ class Mapping:
     partial: bool = False
     filters: Any = None
     patience: float = 30.0
-    timeout: float = 60.0
+    timeout: float = 900.0
     observer: Recorder = field(default_factory=Recorder)
     slots: Slots = field(default_factory=lambda: Slots(Places(1000), None))
     enabled: bool = True

@@ -1,0 +1,328 @@
+"""What goes into a batch, when it goes, and what becomes of it."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from poller.errors import Unreachable
+from poller.model import FilteredOut, Invoked, NotInvoked, Settled
+from tests.engine.fakes import (
+    BUSY,
+    ERROR,
+    OK,
+    Dropping,
+    Function,
+    Mapping,
+    Queue,
+    failing,
+    settle_down,
+    taking,
+    virtual,
+)
+
+# --- full and due -------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_batch_of_a_hundred_is_gathered_from_receives_of_ten():
+    mapping = Mapping(batch_size=100, window=5)
+    mapping.queue.send(100)
+    async with mapping.running():
+        await settle_down()
+    assert [len(batch) for batch in mapping.function.batches] == [100]
+    assert [receive.asked for receive in mapping.queue.receives[:10]] == [10] * 10
+
+
+@virtual
+async def test_the_last_receive_of_a_batch_asks_for_what_is_missing():
+    mapping = Mapping(batch_size=25, window=5)
+    mapping.queue.send(30)
+    async with mapping.running():
+        await settle_down()
+        assert [len(batch) for batch in mapping.function.batches] == [25]
+        await anyio.sleep(6)
+    assert [len(batch) for batch in mapping.function.batches] == [25, 5]
+    assert [receive.asked for receive in mapping.queue.receives[:3]] == [10, 10, 5]
+
+
+@virtual
+async def test_without_a_window_a_receive_makes_a_batch():
+    mapping = Mapping(batch_size=10)
+    async with mapping.running():
+        for _ in range(3):
+            mapping.queue.send(2)
+            await settle_down()
+    assert mapping.function.batches == [["m1", "m2"], ["m3", "m4"], ["m5", "m6"]]
+
+
+@pytest.mark.parametrize("window", [1, 5, 60, 300])
+@virtual
+async def test_a_window_ends_its_seconds_after_the_first_message(window):
+    mapping = Mapping(batch_size=100, window=window)
+    async with mapping.running():
+        await anyio.sleep(7)
+        first = anyio.current_time()
+        for _ in range(3):
+            mapping.queue.send()
+            await anyio.sleep(window / 4)
+        await anyio.sleep(window)
+    assert mapping.function.batches == [["m1", "m2", "m3"]]
+    assert window <= mapping.function.calls[0].at - first < window + 1
+
+
+@virtual
+async def test_a_receive_waits_no_longer_than_the_window_lasts():
+    mapping = Mapping(batch_size=100, window=5)
+    mapping.queue.send()
+    async with mapping.running():
+        await anyio.sleep(10)
+    assert [receive.wait for receive in mapping.queue.receives[:2]] == [20.0, 5.0]
+
+
+@virtual
+async def test_a_window_outlives_a_receive_that_fails():
+    mapping = Mapping(batch_size=100, window=5)
+    mapping.queue.failures = [None, Unreachable("blip")]
+    async with mapping.running():
+        mapping.queue.send()
+        await anyio.sleep(1)
+        mapping.queue.send()
+        await anyio.sleep(10)
+    assert mapping.function.batches == [["m1", "m2"]]
+
+
+@virtual
+async def test_a_window_ends_on_time_while_the_source_cannot_be_read():
+    mapping = Mapping(batch_size=100, window=5)
+    async with mapping.running():
+        mapping.queue.send()
+        await settle_down()
+        first = anyio.current_time()
+        mapping.queue.break_down(Unreachable("down"))
+        await anyio.sleep(60)
+    assert [call.at - first for call in mapping.function.calls] == [5.0]
+
+
+@virtual
+async def test_what_passes_six_megabytes_is_carried_and_goes_next():
+    mapping = Mapping(batch_size=10)
+    mapping.queue.send(10, size=1024 * 1024)
+    async with mapping.running():
+        await settle_down()
+    assert mapping.function.batches == [["m1", "m2", "m3", "m4", "m5"], ["m6", "m7", "m8", "m9", "m10"]]
+    assert sorted(mapping.queue.acked) == sorted(f"m{at}" for at in range(1, 11))
+
+
+@virtual
+async def test_what_is_carried_opens_a_window_of_its_own():
+    mapping = Mapping(batch_size=10, window=5, payload=13 + 250)
+    mapping.queue.send(3, size=100)
+    async with mapping.running():
+        await settle_down()
+        assert mapping.function.batches == [["m1", "m2"]]
+        await anyio.sleep(3)
+        assert mapping.function.batches == [["m1", "m2"]]
+        await anyio.sleep(2.5)
+    assert mapping.function.batches == [["m1", "m2"], ["m3"]]
+
+
+@virtual
+async def test_what_is_carried_is_cut_again_and_again():
+    mapping = Mapping(batch_size=10, payload=13 + 150)
+    mapping.queue.send(4, size=100)
+    async with mapping.running():
+        await settle_down()
+    assert mapping.function.batches == [["m1"], ["m2"], ["m3"], ["m4"]]
+
+
+# --- filtered out -------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_what_is_filtered_out_is_acked_at_once_and_never_invoked():
+    queue = Queue()
+    mapping = Mapping(queue, filters=Dropping("m2", "m4"))
+    mapping.function.hold()
+    queue.send(4)
+    async with mapping.running():
+        await settle_down()
+        assert queue.acked == ["m2", "m4"]
+        mapping.function.let_go()
+        await settle_down()
+    assert mapping.function.batches == [["m1", "m3"]]
+    assert mapping.observer.of(FilteredOut) == [FilteredOut("orders", 2)]
+
+
+@virtual
+async def test_what_is_filtered_out_neither_fills_a_batch_nor_opens_its_window():
+    mapping = Mapping(batch_size=2, window=5, filters=Dropping("m1", "m3"))
+    async with mapping.running():
+        for _ in range(3):
+            mapping.queue.send()
+            await anyio.sleep(1)
+        assert mapping.function.calls == []
+        mapping.queue.send()
+        await settle_down()
+    assert mapping.function.batches == [["m2", "m4"]]
+
+
+@virtual
+async def test_a_filter_that_passes_all_settles_nothing():
+    mapping = Mapping(filters=Dropping())
+    mapping.queue.send(2)
+    async with mapping.running():
+        await settle_down()
+    assert mapping.function.batches == [["m1", "m2"]]
+    assert mapping.observer.of(FilteredOut) == []
+
+
+# --- settled ------------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_batch_that_succeeded_is_acked_whole():
+    mapping = Mapping()
+    mapping.queue.send(3)
+    async with mapping.running():
+        await settle_down()
+    assert mapping.queue.acked == ["m1", "m2", "m3"]
+    assert mapping.observer.of(Settled) == [Settled("orders", deleted=3)]
+
+
+@virtual
+async def test_a_batch_that_failed_is_left_to_the_queue():
+    mapping = Mapping(function=Function(ERROR))
+    mapping.queue.send(2)
+    async with mapping.running():
+        await settle_down()
+        assert mapping.queue.left == ["m1", "m2"]
+        assert mapping.queue.acked == []
+        assert mapping.queue.waiting == []
+        await anyio.sleep(31)
+    assert mapping.function.times == [0.0, 30.0]
+    assert mapping.queue.acked == ["m1", "m2"]
+    assert mapping.observer.of(Settled) == [Settled("orders", left=2), Settled("orders", deleted=2)]
+
+
+@virtual
+async def test_of_a_batch_that_failed_in_part_the_rest_is_acked():
+    mapping = Mapping(function=Function(failing("m2")), partial=True)
+    mapping.queue.send(3)
+    async with mapping.running():
+        await settle_down()
+    assert (mapping.queue.acked, mapping.queue.left) == (["m1", "m3"], ["m2"])
+    assert [fact.failed for fact in mapping.observer.of(Invoked)] == [1]
+
+
+@virtual
+async def test_names_of_failed_records_mean_nothing_unless_the_mapping_asks_for_them():
+    mapping = Mapping(function=Function(failing("m2")))
+    mapping.queue.send(3)
+    async with mapping.running():
+        await settle_down()
+    assert mapping.queue.acked == ["m1", "m2", "m3"]
+
+
+@virtual
+async def test_a_name_that_is_not_in_the_batch_fails_all_of_it():
+    mapping = Mapping(function=Function(failing("m9")), partial=True)
+    mapping.queue.send(3)
+    async with mapping.running():
+        await settle_down()
+    assert (mapping.queue.acked, mapping.queue.left) == ([], ["m1", "m2", "m3"])
+
+
+@virtual
+async def test_a_function_that_takes_too_long_is_cut_off_and_its_batch_left():
+    mapping = Mapping(function=Function(handler=taking(100)), timeout=3)
+    mapping.queue.send()
+    async with mapping.running():
+        await anyio.sleep(3.5)
+    assert mapping.function.cancelled == 1
+    assert mapping.queue.left == ["m1"]
+    [fact] = mapping.observer.of(Invoked)
+    assert fact.duration == 3.0
+    assert fact.outcome.error.error_type == "Sandbox.Timedout"
+    assert fact.outcome.error.error_message == "RequestId: r-1 Error: Task timed out after 3.00 seconds"
+    assert fact.outcome.error.timed_out
+
+
+# --- refused ------------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_refused_batch_is_tried_again_with_growing_pauses_and_the_same_records():
+    mapping = Mapping(function=Function(BUSY, BUSY, BUSY, OK))
+    mapping.queue.send(2)
+    async with mapping.running():
+        await anyio.sleep(10)
+    assert mapping.function.batches == [["m1", "m2"]] * 4
+    assert mapping.function.times == [0.0, 0.5, 1.5, 3.5]
+    assert mapping.queue.acked == ["m1", "m2"]
+    assert [message.receives for message in mapping.queue.messages] == []
+    assert [fact.failed for fact in mapping.observer.of(Invoked)] == [2, 2, 2, 0]
+    assert mapping.observer.of(Invoked)[0].outcome == NotInvoked("no worker is free")
+
+
+@virtual
+async def test_a_batch_that_is_refused_too_long_is_left():
+    mapping = Mapping(function=Function(*[BUSY] * 7), patience=30)
+    mapping.queue.send()
+    async with mapping.running():
+        await anyio.sleep(30)
+        assert mapping.function.times == [0.0, 0.5, 1.5, 3.5, 7.5, 15.5]
+        assert mapping.queue.left == ["m1"]
+        assert mapping.queue.acked == []
+
+
+@virtual
+async def test_a_refused_batch_holds_no_place_while_it_pauses():
+    mapping = Mapping(function=Function(*[BUSY] * 5))
+    mapping.queue.send()
+    async with mapping.running() as pipeline:
+        await anyio.sleep(2)
+        assert mapping.slots.taken == 0
+        assert pipeline.in_flight_invocations == 0
+        assert pipeline.buffered_records == 1
+
+
+@virtual
+async def test_a_refused_batch_does_not_hold_up_the_others():
+    mapping = Mapping(function=Function(*[BUSY] * 3))
+    mapping.queue.send()
+    async with mapping.running():
+        await anyio.sleep(1.7)
+        mapping.queue.send()
+        await settle_down()
+        assert mapping.queue.acked == ["m2"]
+        await anyio.sleep(4)
+    assert mapping.queue.acked == ["m2", "m1"]
+
+
+# --- the invocation -----------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_an_invocation_carries_its_deadline_and_the_functions_arn():
+    mapping = Mapping(timeout=12)
+    async with mapping.running():
+        await anyio.sleep(5)
+        mapping.queue.send()
+        await settle_down()
+    [call] = mapping.function.calls
+    assert call.invocation.request_id == "r-1"
+    assert call.invocation.deadline == 1_700_000_000 + 5 + 12
+    assert call.invocation.function_arn == "arn:aws:lambda:eu-west-1:123456789012:function:ship"
+    assert call.invocation.event == {"Records": [{"messageId": "m1", "receives": 1, "group": None}]}
+
+
+@virtual
+async def test_every_invocation_is_told():
+    mapping = Mapping(function=Function(handler=taking(2)))
+    mapping.queue.send(3)
+    async with mapping.running():
+        await anyio.sleep(3)
+    [fact] = mapping.observer.of(Invoked)
+    assert (fact.mapping, fact.function, fact.request_id) == ("orders", "ship", "r-1")
+    assert (fact.records, fact.failed, fact.duration) == (3, 0, 2.0)
