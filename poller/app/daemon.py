@@ -26,7 +26,7 @@ from poller.config import not_yet
 from poller.engine.invoker import World
 from poller.engine.slots import Places
 from poller.engine.status import Board, DaemonStatus, FunctionStatus
-from poller.engine.supervisor import Supervisor
+from poller.engine.supervisor import Supervisor, give_back_reserve
 from poller.errors import ConfigError
 from poller.telemetry.logs import LogObserver
 from poller.telemetry.metrics import Metrics
@@ -91,7 +91,8 @@ class Daemon:
             tasks.cancel_scope.cancel()
 
     def _specs(self, config: Config, loaded: dict[str, Loaded], session: AwsSession) -> Any:
-        return specs(config, loaded, Surroundings(session, self._observer, self._world))
+        close_timeout = give_back_reserve(config.daemon.shutdown_timeout)
+        return specs(config, loaded, Surroundings(session, self._observer, self._world, close_timeout))
 
     async def _listen(self, tasks: TaskGroup) -> None:
         daemon = self._config.daemon
@@ -162,6 +163,8 @@ class Daemon:
             except ConfigError as error:
                 for problem in error.problems:
                     _log.error("reload refused, the old configuration keeps running: %s", problem)
+            except Exception:
+                _log.exception("a bug in poller: the file cannot be loaded; the old configuration keeps running")
             else:
                 await self._go_over(config, loaded)
             self._systemd.ready()

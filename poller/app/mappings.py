@@ -39,6 +39,8 @@ class Surroundings:
     session: AwsSession
     observer: Observer
     world: World
+    close_timeout: float
+    """Seconds that a reader has for giving its records back at the deadline of a stop."""
 
 
 def specs(config: Config, loaded: dict[str, Loaded], around: Surroundings) -> list[MappingSpec]:
@@ -85,6 +87,7 @@ def _source(mapping: Mapping, function: Loaded, around: Surroundings) -> SqsSour
         name=mapping.queue_name,
         fifo=mapping.fifo,
         function_timeout=function.config.timeout,
+        close_timeout=around.close_timeout,
     )
 
     async def connect() -> Api:

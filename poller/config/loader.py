@@ -134,7 +134,8 @@ class _Reading:
         right = {key: value[key] for key in _ROUTE if key in value and key not in wrong}
         nowhere = dict.fromkeys(_ROUTE, f"?{index}")
         if "function_name" in right:
-            self._routes[index] = Mapping.model_construct(**nowhere | right)
+            # A batch size is given because its default is read off a source that may be wrong.
+            self._routes[index] = Mapping.model_construct(batch_size=1, **nowhere | right)
 
 
 def _text(path: Path) -> str:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["API_BATCH", "Api", "QueueId", "SqsReader", "SqsSource"]
 
-#: Seconds for giving everything back when the reader is closed.
-CLOSE_TIMEOUT = 3.0
 #: Seconds; what SQS allows for a long poll.
 LONGEST_POLL = 20
 
@@ -51,6 +49,8 @@ class QueueId:
     fifo: bool
     function_timeout: float
     """Seconds."""
+    close_timeout: float = 3.0
+    """Seconds for giving everything back when the reader is closed."""
 
 
 class SqsSource:
@@ -213,10 +213,10 @@ class SqsReader:
         await self._visibility.keep()
 
     async def aclose(self) -> None:
-        """Finish the settling that a cancellation cut off and give back all that is held, within `CLOSE_TIMEOUT` seconds,
+        """Finish the settling that a cancellation cut off and give back all that is held, within `close_timeout` seconds,
         even while the caller is being cancelled.
         """
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as closing:
+        with anyio.move_on_after(self._queue.close_timeout, shield=True) as closing:
             await self._visibility.stop()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.ack, self._cut_off_acks[:])

@@ -241,7 +241,7 @@ class LogObserver:
         error = _redacted(fact.error)
         again = f"; next try in {fact.retry_in:.1f} s" if fact.retry_in else ""
         self._once(
-            (fact.mapping, error), f"trouble with the source: {error}{again}", {"mapping": fact.mapping}
+            (fact.mapping, error), f"trouble: {error}{again}", {"mapping": fact.mapping}
         )
 
     def api_request(self, fact: ApiRequest) -> None:

@@ -101,7 +101,7 @@ def test_the_same_trouble_is_said_once_a_minute_with_the_number_of_silent_ones()
     for _ in times:
         observer.trouble(Trouble("orders", "no network", 2.0))
     lines = out.lines()
-    first = "trouble with the source: no network; next try in 2.0 s"
+    first = "trouble: no network; next try in 2.0 s"
     assert [line["message"] for line in lines] == [
         first,
         f"{first} (and 2 times more since this was last said)",
@@ -122,7 +122,7 @@ def test_a_crash_shows_its_traceback() -> None:
 def test_trouble_without_a_next_try_promises_none() -> None:
     out = Log()
     LogObserver().trouble(Trouble("orders", "delete refused", 0.0))
-    assert out.line()["message"] == "trouble with the source: delete refused"
+    assert out.line()["message"] == "trouble: delete refused"
 
 
 def test_other_troubles_and_other_mappings_are_said_at_once() -> None:

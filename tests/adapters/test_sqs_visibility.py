@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from poller.errors import AccessDenied, Unreachable
 from poller.model import StaleReceipts, Trouble
-from poller.sources.sqs import CLOSE_TIMEOUT
 from tests.adapters.sqs_reading import bodies, elapsed, reading, received
 from tests.engine.fakes import Recorder, in_virtual_time, settle_down, virtual
 from tests.fake_sqs import HANGS, FakeSqs, Fault
@@ -359,7 +358,7 @@ async def test_closing_takes_three_seconds_at_most_when_the_queue_does_not_answe
         async with reading(queue, seen) as reader:
             await received(reader, queue, 25)
             await anyio.sleep(math.inf if cancelled else 16)
-    assert anyio.current_time() == 16 + CLOSE_TIMEOUT
+    assert anyio.current_time() == 16 + 3
     assert "closed before every message was given back" in seen.of(Trouble)[-1].error
 
 

@@ -36,7 +36,7 @@ def test_every_message_is_handled_or_dead_lettered_through_five_kills(queues: Qu
     total = 20_000
     dead = queues.create()
     policy = json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": "5"})
-    work = queues.create(VisibilityTimeout="3", RedrivePolicy=policy)
+    work = queues.create(VisibilityTimeout="6", RedrivePolicy=policy)
     bodies = [f"m{number}" for number in range(total)]
     work.send(bodies)
     config = mapping(work.arn, "sometimes", function_response_types='["ReportBatchItemFailures"]')
