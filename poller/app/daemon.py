@@ -164,7 +164,9 @@ class Daemon:
                 for problem in error.problems:
                     _log.error("reload refused, the old configuration keeps running: %s", problem)
             except Exception:
-                _log.exception("a bug in poller: the file cannot be loaded; the old configuration keeps running")
+                _log.exception(
+                    "a bug in poller: the file cannot be loaded; the old configuration keeps running"
+                )
             else:
                 await self._go_over(config, loaded)
             self._systemd.ready()

@@ -10,9 +10,11 @@ from poller.app import functions
 from poller.aws.calls import HOT_OPERATIONS
 from poller.core.batch import BatchLimits
 from poller.core.filters import compile_filters
+from poller.engine import parts
 from poller.engine.child import MappingSpec
-from poller.engine.invoker import FunctionPlan, Invoker
+from poller.engine.invoker import Call, FunctionPlan, Invoker
 from poller.engine.pipeline import Pipeline, Plan
+from poller.engine.work import QueueWork
 from poller.model import StartAt
 from poller.sources.sqs import API_BATCH, QueueId, SqsSource
 
@@ -61,8 +63,10 @@ def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundin
                 around.observer,
                 around.world,
             )
-            plan = _plan(mapping, patience=reader.visibility_timeout)
-            yield Pipeline(plan, reader, invoker, around.observer, around.world)
+            shared = parts.build(mapping.name, reader, invoker, mapping.concurrency or DEFAULT_CONCURRENCY)
+            call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
+            work = QueueWork(call, shared, ordered=mapping.fifo, patience=reader.visibility_timeout)
+            yield Pipeline(_plan(mapping), shared, work)
 
     return MappingSpec(
         name=mapping.name,
@@ -108,17 +112,11 @@ async def _sqs(session: AwsSession, region: str) -> Api:
     return call
 
 
-def _plan(mapping: Mapping, patience: float) -> Plan:
-    limits = BatchLimits(count=mapping.batch_size, window=mapping.maximum_batching_window_in_seconds)
+def _plan(mapping: Mapping) -> Plan:
     return Plan(
         name=mapping.name,
-        source=mapping.source,
-        limits=limits,
+        limits=BatchLimits(count=mapping.batch_size, window=mapping.maximum_batching_window_in_seconds),
         receive_limit=API_BATCH,
         receive_wait=LONG_POLL,
-        maximum_concurrency=mapping.concurrency or DEFAULT_CONCURRENCY,
-        reports_batch_item_failures=mapping.reports_batch_item_failures,
         filters=compile_filters(mapping.patterns, mapping.source) if mapping.patterns else None,
-        ordered=mapping.fifo,
-        patience=patience,
     )

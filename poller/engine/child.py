@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
 from poller.core.retry import backoff
-from poller.engine.status import MappingStatus
+from poller.engine.status import IDLE, MappingStatus
 from poller.errors import PollerError
 from poller.model import MappingState, StateChanged
 
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from poller.engine.invoker import World
-    from poller.engine.pipeline import Pipeline
-    from poller.engine.status import Totals
+    from poller.engine.status import Load, ShardStatus, Totals
     from poller.ports import Observer
 
 CRASH_BUDGET = 5
@@ -40,6 +39,44 @@ CRASH_BUDGET = 5
 CRASH_PERIOD = 300.0
 #: Seconds that a mapping must have been open for its next failure to count as the first one.
 SETTLED = 60.0
+
+
+class Runner(Protocol):
+    """An opened mapping: the pipeline of a queue, or the shards of a stream."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the source cannot be read, or progress not be kept, at the moment."""
+        ...
+
+    @property
+    def at_capacity(self) -> bool:
+        """True when nothing is received because the function can take no more."""
+        ...
+
+    async def run(self) -> None:
+        """Work until quiet and drained."""
+        ...
+
+    def close(self) -> None:
+        """Receive no more; what is at work goes on."""
+        ...
+
+    def open(self) -> None:
+        """Receive again after `close`."""
+        ...
+
+    def quiet(self) -> None:
+        """Receive no more, for good; `run` returns when what is at work is done."""
+        ...
+
+    def load(self) -> Load:
+        """What is at work now."""
+        ...
+
+    def shards(self) -> tuple[ShardStatus, ...]:
+        """Each shard, for a stream; empty for a queue."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +90,7 @@ class MappingSpec:
     enabled: bool
     fingerprint: Hashable
     """Equal for two specs exactly when nothing that matters to the running mapping differs."""
-    open: Callable[[], AbstractAsyncContextManager[Pipeline]]
+    open: Callable[[], AbstractAsyncContextManager[Runner]]
     """Opens the source; raises `poller.errors.PollerError` when that is not possible now."""
 
 
@@ -68,7 +105,7 @@ class Child:
         self.started = anyio.Event()
         self._observer = observer
         self._world = world
-        self._pipeline: Pipeline | None = None
+        self._runner: Runner | None = None
         self._state = MappingState.STARTING
         self._reason = ""
         self._since = world.wall()
@@ -111,22 +148,22 @@ class Child:
         if self._state is not MappingState.FAILED:
             self._enter(MappingState.STARTING)
         try:
-            async with self.spec.open() as self._pipeline:
-                self._follow_command(self._pipeline)
-                await self._pipeline.run()
+            async with self.spec.open() as self._runner:
+                self._follow_command(self._runner)
+                await self._runner.run()
         finally:
-            self._pipeline = None
+            self._runner = None
         if not self._quieted:
-            raise RuntimeError("the pipeline ended although nobody told it to")
+            raise RuntimeError("it ended although nobody told it to")
 
-    def _follow_command(self, pipeline: Pipeline) -> None:
+    def _follow_command(self, runner: Runner) -> None:
         """Catch up with what was commanded while the source was being opened."""
         self._opened_at = anyio.current_time()
         self._woken = anyio.Event()
         if self._quieted:
-            pipeline.quiet()
+            runner.quiet()
         elif self._paused:
-            pipeline.close()
+            runner.close()
             self._enter(MappingState.PAUSED, self._pause_reason)
         else:
             self._enter(MappingState.RUNNING)
@@ -172,8 +209,8 @@ class Child:
         if self._quieted:
             return
         self._paused, self._pause_reason = True, "by command"
-        if self._pipeline:
-            self._pipeline.close()
+        if self._runner:
+            self._runner.close()
             self._enter(MappingState.PAUSED, self._pause_reason)
         else:
             self._woken.set()
@@ -184,8 +221,8 @@ class Child:
             return
         self._paused = False
         self._crashes.clear()
-        if self._pipeline:
-            self._pipeline.open()
+        if self._runner:
+            self._runner.open()
             self._enter(MappingState.RUNNING)
         else:
             self._woken.set()
@@ -193,8 +230,8 @@ class Child:
     def quiet(self) -> None:
         """Receive no more, for good; `done` is set when everything at work has ended."""
         self._quieted = True
-        if self._pipeline:
-            self._pipeline.quiet()
+        if self._runner:
+            self._runner.quiet()
             if self._state is not MappingState.DRAINING:
                 self._enter(MappingState.DRAINING)
         else:
@@ -207,25 +244,23 @@ class Child:
     @property
     def state(self) -> MappingState:
         """Where the mapping stands now."""
-        if self._state is MappingState.RUNNING and self._pipeline and self._pipeline.trouble:
+        if self._state is MappingState.RUNNING and self._runner and self._runner.trouble:
             return MappingState.DEGRADED
         return self._state
 
     @property
     def reason(self) -> str:
         """Why it stands there, as far as there is something to say."""
-        if self._state is MappingState.RUNNING and self._pipeline:
-            if self._pipeline.trouble:
-                return self._pipeline.trouble
-            if self._pipeline.at_capacity:
-                return (
-                    f"at the concurrency limit: {self._pipeline.in_flight_invocations} invocations in flight"
-                )
+        if self._state is MappingState.RUNNING and self._runner:
+            if self._runner.trouble:
+                return self._runner.trouble
+            if self._runner.at_capacity:
+                return f"at the concurrency limit: {self._runner.load().in_flight_invocations} invocations in flight"
         return self._reason
 
     def status(self, totals: Totals) -> MappingStatus:
         """A snapshot."""
-        pipeline = self._pipeline
+        load = self._runner.load() if self._runner else IDLE
         return MappingStatus(
             name=self.spec.name,
             source=self.spec.source,
@@ -233,13 +268,14 @@ class Child:
             state=self.state,
             reason=self.reason,
             since=self._since,
-            receivers=pipeline.receiving if pipeline else 0,
-            in_flight_invocations=pipeline.in_flight_invocations if pipeline else 0,
-            in_flight_records=pipeline.in_flight_records if pipeline else 0,
-            buffered_records=pipeline.buffered_records - pipeline.in_flight_records if pipeline else 0,
-            buffered_bytes=pipeline.buffered_bytes if pipeline else 0,
+            receivers=load.receivers,
+            in_flight_invocations=load.in_flight_invocations,
+            in_flight_records=load.in_flight_records,
+            buffered_records=load.buffered_records,
+            buffered_bytes=load.buffered_bytes,
             restarts=self.restarts,
             totals=totals,
+            shards=self._runner.shards() if self._runner else (),
         )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 
-from poller.core import envelope, response
+from poller.core import response
 from poller.model import Failed, FunctionError, Invocation, Invoked, NotInvoked, PartlyFailed, Succeeded
 
 if TYPE_CHECKING:
@@ -39,6 +39,26 @@ class FunctionPlan:
     """Seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One invocation that a mapping asks for."""
+
+    mapping: str
+    source: Source
+    partial: bool
+    """Whether the reply is read for batchItemFailures."""
+    records: Sequence[Record] = ()
+    event: dict[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    """That of the attempt before, when the batch is unchanged; None for a new one."""
+    judge: Callable[[Reply, Outcome], Outcome] | None = None
+    """Has the last word on what the reply means."""
+
+    def of(self, records: Sequence[Record], event: dict[str, Any]) -> Call:
+        """The same for these records."""
+        return Call(self.mapping, self.source, self.partial, records, event)
+
+
 class Invoker:
     """Runs `function` for one mapping, within the function's slots."""
 
@@ -48,40 +68,37 @@ class Invoker:
         self.function = function
         self.slots = slots
         self._runtime = runtime
-        self._observer = observer
-        self._world = world
+        self.observer = observer
+        self.world = world
 
-    async def invoke(
-        self, mapping: str, records: Sequence[Record], *, partial: bool, source: Source
-    ) -> Outcome:
-        """Run the function on `records` now; the caller holds a slot.
-
-        A function that fails is a value. With `partial` its reply is read for batchItemFailures.
-        """
-        request_id = self._world.request_id()
-        timeout = self.function.timeout
-        invocation = Invocation(
-            request_id, envelope.event(records), self._world.wall() + timeout, self.function.arn
-        )
+    async def invoke(self, call: Call) -> Outcome:
+        """Run the function now; the caller holds a slot. A function that fails is a value."""
+        request_id = call.request_id or self.world.request_id()
         started = anyio.current_time()
-        reply: Reply | None = None
-        with anyio.move_on_after(timeout):
-            reply = await self._runtime.invoke(invocation)
-        if reply is None:
-            reply = _timed_out(request_id, timeout)
-        outcome = response.parse(reply, {record.id for record in records}, partial=partial, source=source)
-        self._observer.invoked(
+        reply = await self._run(request_id, call.event)
+        ids = {record.id for record in call.records} if call.partial else ()
+        outcome = response.parse(reply, ids, partial=call.partial, source=call.source)
+        if call.judge is not None:
+            outcome = call.judge(reply, outcome)
+        self.observer.invoked(
             Invoked(
-                mapping=mapping,
+                mapping=call.mapping,
                 function=self.function.name,
                 request_id=request_id,
-                records=len(records),
-                failed=_failed(outcome, records),
+                records=len(call.records),
+                failed=_failed(outcome, call.records),
                 outcome=outcome,
                 duration=anyio.current_time() - started,
             )
         )
         return outcome
+
+    async def _run(self, request_id: str, event: dict[str, Any]) -> Reply:
+        timeout = self.function.timeout
+        invocation = Invocation(request_id, event, self.world.wall() + timeout, self.function.arn)
+        with anyio.move_on_after(timeout):
+            return await self._runtime.invoke(invocation)
+        return _timed_out(request_id, timeout)
 
 
 def _timed_out(request_id: str, timeout: float) -> FunctionError:

@@ -26,110 +26,106 @@ import anyio
 
 from poller.core.batch import Batch
 from poller.core.polling import Polling
-from poller.core.retry import Attempt, Settle, backoff, decide
-from poller.engine.keys import KeyGate
-from poller.engine.settle import Settler
+from poller.core.retry import backoff
+from poller.engine.status import Load
 from poller.errors import AwsError
 from poller.model import FilteredOut, MappingState, Received, StateChanged, Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from anyio.abc import TaskGroup
 
     from poller.core.batch import BatchLimits
-    from poller.core.filters import Filters, Source
-    from poller.engine.invoker import Invoker, World
-    from poller.model import Outcome, Record
-    from poller.ports import Observer, Reader
+    from poller.core.filters import Filters
+    from poller.engine.parts import Parts
+    from poller.engine.status import ShardStatus
+    from poller.engine.work import Work
+    from poller.model import Record
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a mapping asks of the engine."""
+    """How a pipeline gathers."""
 
     name: str
-    source: Source
+    """The mapping."""
     limits: BatchLimits
     receive_limit: int
     """The most records that one receive can bring."""
     receive_wait: float
     """Seconds that a receive waits for the first record."""
-    maximum_concurrency: int | None
-    reports_batch_item_failures: bool
-    filters: Filters | None
-    ordered: bool
-    """True when records of one key must not be in two invocations at the same time."""
-    patience: float
-    """Seconds for which a batch that no handler could take is tried again."""
+    filters: Filters | None = None
 
 
 class Pipeline:
-    """Runs one mapping over one reader until it is told to be quiet."""
+    """Gathers batches from one reader and works on them until it is told to be quiet, or a shard has ended."""
 
-    def __init__(
-        self, plan: Plan, reader: Reader, invoker: Invoker, observer: Observer, world: World
-    ) -> None:
+    def __init__(self, plan: Plan, parts: Parts, work: Work) -> None:
         self.plan = plan
+        self.dispatch = parts.dispatch
         self.trouble: str | None = None
         self.workers = 0
         self.gathering = 0
         self.receiving = 0
-        self.in_flight_invocations = 0
-        self.in_flight_records = 0
         self.buffered_records = 0
         self.buffered_bytes = 0
+        self._reader = parts.reader
+        self._door = parts.door
+        self._settler = parts.settler
+        self._observer = parts.observer
+        self._world = parts.world
+        self._task = work
         self._returning: list[Record] = []
-        self._reader = reader
-        self._invoker = invoker
-        self._observer = observer
-        self._world = world
-        self._settler = Settler(plan.name, reader, observer)
-        self._gate = KeyGate()
-        self._polling = Polling(ceiling=self._ceiling)
+        self._polling = Polling(ceiling=self.dispatch.ceiling)
         self._failures = 0
         self._retry_at = 0.0
-        self._open = True
         self._quieted = anyio.Event()
-        self._waits: set[anyio.CancelScope] = set()
         self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
         return (
             f"<Pipeline {self.plan.name}: {self.gathering} of {self.workers} workers gather, "
-            f"{self.in_flight_invocations} invocations, {self.buffered_records} records wait>"
+            f"{self.dispatch.in_flight_invocations} invocations, {self.buffered_records} records wait>"
         )
-
-    @property
-    def _ceiling(self) -> int:
-        slots = self._invoker.slots.total
-        return min(slots, self.plan.maximum_concurrency or slots)
 
     @property
     def at_capacity(self) -> bool:
         """True when nothing is received because every worker is busy or waits for a slot."""
-        busy = self.gathering > 0 or self.workers >= self._ceiling
-        return self._open and self.receiving == 0 and self.trouble is None and busy
+        busy = self.gathering > 0 or self.workers >= self.dispatch.ceiling
+        return self._door.is_open and self.receiving == 0 and self.trouble is None and busy
+
+    def load(self) -> Load:
+        """What is at work now."""
+        return Load(
+            receivers=self.receiving,
+            in_flight_invocations=self.dispatch.in_flight_invocations,
+            in_flight_records=self.dispatch.in_flight_records,
+            buffered_records=self.buffered_records - self.dispatch.in_flight_records,
+            buffered_bytes=self.buffered_bytes - self.dispatch.in_flight_bytes,
+        )
+
+    def shards(self) -> tuple[ShardStatus, ...]:
+        """None: what is read here is told by whoever opened it."""
+        return ()
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until quiet and drained."""
+        """Work until quiet and drained, or until the shard has ended and all of it is done."""
         async with anyio.create_task_group() as self._tasks:
             self._grow()
             await self._quieted.wait()
 
     def close(self) -> None:
         """Receive no more; what is at work goes on."""
-        self._open = False
+        self._door.close()
         self._forget_trouble()
-        for scope in self._waits:
-            scope.cancel()
 
     def open(self) -> None:
         """Receive again after `close`."""
         if not self._quieted.is_set():
-            self._open = True
+            self._door.open()
             self._grow()
 
     def quiet(self) -> None:
@@ -140,8 +136,8 @@ class Pipeline:
     # --- workers --------------------------------------------------------------------------------------------------------
 
     def _grow(self) -> None:
-        self._polling.ceiling = max(1, self._ceiling)
-        while self._tasks and self._may_gather() and self.workers < self._ceiling:
+        self._polling.ceiling = max(1, self.dispatch.ceiling)
+        while self._tasks and self._may_gather() and self.workers < self.dispatch.ceiling:
             self.workers += 1
             self.gathering += 1
             self._tasks.start_soon(self._work, self._returning[:])
@@ -149,8 +145,8 @@ class Pipeline:
 
     def _may_gather(self) -> bool:
         allowed = min(self._polling.allowed, self._polling.ceiling)
-        # Records that were to go back when the pipeline opened again are worked on at once.
-        return self._open and (self.gathering < allowed or bool(self._returning))
+        # Records that were on their way back when the pipeline opened again are worked on at once.
+        return self._door.is_open and (self.gathering < allowed or bool(self._returning))
 
     async def _work(self, carried: Sequence[Record]) -> None:
         """One worker, started with a permission to gather."""
@@ -162,6 +158,9 @@ class Pipeline:
             if batch:
                 self._grow()
                 carried = await self._process(batch, carried)
+            elif self._reader.ended and self._door.is_open:
+                self._quieted.set()
+                break
             if not (carried or self._may_gather()):
                 break
             self.gathering += 1
@@ -175,27 +174,22 @@ class Pipeline:
         """Fill one batch, beginning with what did not fit the last one; return it and what did not fit this one."""
         batch = Batch(self.plan.limits)
         rest: Sequence[Record] = batch.add(carried, anyio.current_time())
-        if not await self._has_room():
+        if not await self.dispatch.has_room():
             return await self._hand_back(carried), ()
-        while not rest:
+        while not (rest or (batch.records and self._reader.ended)):
             due = batch.wait(anyio.current_time())
             if due is not None and due <= 0:
                 break
             received = await self._receive(batch.room, due)
+            if not self._door.is_open:
+                return await self._hand_back([*batch.records, *received]), ()
             rest = batch.add(await self._filter(received), anyio.current_time())
-            if not self._open:
+            if not self._door.is_open:
                 return await self._hand_back([*batch.records, *rest]), ()
             if not batch.records:
+                await self._task.idle()
                 break
         return batch.records, rest
-
-    async def _has_room(self) -> bool:
-        """Wait until the function could take a batch, so that messages are not received only to wait; False if closed."""
-        slots = self._invoker.slots
-        if slots.try_acquire() or await self._unless_closed(slots.acquire):
-            slots.release()
-            return self._open
-        return False
 
     async def _receive(self, room: int, due: float | None) -> Sequence[Record]:
         """One receive that is back before `due` seconds have passed; when it fails, the pause that follows."""
@@ -205,7 +199,7 @@ class Pipeline:
         try:
             records = await self._received(asked, wait)
         except AwsError as error:
-            if self._open:
+            if self._door.is_open:
                 await self._receive_failed(error, due)
             return ()
         if self._failures:
@@ -229,7 +223,7 @@ class Pipeline:
         if now >= self._retry_at:
             self._retry_at = now + self._note_failure(error)
         until = self._retry_at if due is None else min(self._retry_at, now + due)
-        await self._unless_closed(partial(anyio.sleep_until, until))
+        await self._door.unless_closed(partial(anyio.sleep_until, until))
 
     def _note_failure(self, error: AwsError) -> float:
         """Tell of the trouble and return the pause before the next receive."""
@@ -267,96 +261,34 @@ class Pipeline:
 
     async def _process(self, batch: Sequence[Record], carried: Sequence[Record]) -> Sequence[Record]:
         """Take one batch to its end. Returns of `carried` what may still go on."""
-        keys = (
-            {record.key for record in batch if record.key is not None} if self.plan.ordered else frozenset()
-        )
-        if keys and not (
-            self._gate.try_enter(keys) or await self._unless_closed(partial(self._gate.enter, keys))
-        ):
-            return await self._hand_back([*batch, *carried])
-        try:
-            settle = await self._attempts(batch)
-            if settle is None:
-                return await self._hand_back([*batch, *carried])
-            self._count_buffered(batch, -1)
-            await self._settler.done(settle.done)
-            await self._settler.leave(settle.failed)
-        finally:
-            if keys:
-                self._gate.leave(keys)
-        if carried and settle.failed and self.plan.ordered:
-            return await self._hold_back(carried, {record.key for record in settle.failed})
+        worked = await self._task.process(batch)
+        self._count_buffered(batch, -1)
+        self._count_buffered(worked.unfinished, 1)
+        if worked.unfinished:
+            return await self._hand_back([*worked.unfinished, *carried])
+        if carried and worked.failed_keys:
+            return await self._hold_back(carried, worked.failed_keys)
         return carried
 
-    async def _attempts(self, batch: Sequence[Record]) -> Settle | None:
-        """Invoke until something is decided; None when the pipeline closed before a handler saw the batch."""
-        attempt = Attempt(refusals=0, since=anyio.current_time())
-        while True:
-            outcome = await self._invoke(batch)
-            if outcome is None:
-                return None
-            decision = decide(
-                outcome,
-                batch,
-                attempt,
-                patience=self.plan.patience,
-                now=anyio.current_time(),
-                chance=self._world.chance(),
-            )
-            if isinstance(decision, Settle):
-                return decision
-            if not await self._unless_closed(partial(anyio.sleep_until, decision.at)):
-                return None
-            attempt = Attempt(attempt.refusals + 1, attempt.since)
-
-    async def _invoke(self, batch: Sequence[Record]) -> Outcome | None:
-        slots = self._invoker.slots
-        if not (slots.try_acquire() or await self._unless_closed(slots.acquire)):
-            return None
-        self.in_flight_invocations += 1
-        self.in_flight_records += len(batch)
-        try:
-            return await self._invoker.invoke(
-                self.plan.name,
-                batch,
-                partial=self.plan.reports_batch_item_failures,
-                source=self.plan.source,
-            )
-        finally:
-            self.in_flight_invocations -= 1
-            self.in_flight_records -= len(batch)
-            slots.release()
-
     async def _hand_back(self, records: Sequence[Record]) -> list[Record]:
-        """Give back what no handler saw, as soon as no receive could get it at once; nothing remains."""
+        """Give back what is not to be worked on now, as soon as no receive could get it at once; nothing remains.
+
+        What does not come back by itself stays here instead, until the pipeline opens again or ends.
+        """
         self._returning.extend(records)
-        if self.receiving == 0:
+        if self.receiving == 0 and self._reader.redelivers:
             returning = self._returning[:]
             self._returning.clear()
             self._count_buffered(returning, -1)
             await self._settler.give_back(returning)
         return []
 
-    async def _hold_back(self, carried: Sequence[Record], failed: set[str | None]) -> Sequence[Record]:
+    async def _hold_back(self, carried: Sequence[Record], failed: frozenset[str | None]) -> Sequence[Record]:
         """Leave records whose key has just failed: they must not overtake it."""
         held = [record for record in carried if record.key in failed]
         self._count_buffered(held, -1)
         await self._settler.leave(held)
         return [record for record in carried if record.key not in failed]
-
-    # --- small things ---------------------------------------------------------------------------------------------------
-
-    async def _unless_closed(self, wait: Callable[[], Awaitable[object]]) -> bool:
-        """Await `wait()`, or return False as soon as the pipeline closes."""
-        if not self._open:
-            return False
-        with anyio.CancelScope() as scope:
-            self._waits.add(scope)
-            try:
-                await wait()
-            finally:
-                self._waits.discard(scope)
-        return not scope.cancelled_caught
 
     def _count_buffered(self, records: Sequence[Record], sign: int) -> None:
         self.buffered_records += sign * len(records)

@@ -38,6 +38,41 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a mapping, or a part of it, has at work at the moment."""
+
+    receivers: int = 0
+    in_flight_invocations: int = 0
+    in_flight_records: int = 0
+    buffered_records: int = 0
+    """Received and in no handler: they wait for one, or are being settled."""
+    buffered_bytes: int = 0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+IDLE = Load()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """One shard of a mapping now."""
+
+    shard: str
+    doing: str
+    """reading, idle, throttled, working, retrying ..., waiting for its parent, at the concurrency limit, paused."""
+    sequence_number: str
+    """Everything up to and including this record is done."""
+    behind: float | None
+    """Seconds between the last record that was received and the end of the shard; None when not known."""
+    checkpoint_age: float
+    """Seconds for which progress has been waiting to be saved."""
+    open_records: int
+    """Records received and not done."""
+
+
+@dataclass(frozen=True, slots=True)
 class MappingStatus:
     """One mapping now."""
 
@@ -55,6 +90,7 @@ class MappingStatus:
     buffered_bytes: int
     restarts: int
     totals: Totals
+    shards: tuple[ShardStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

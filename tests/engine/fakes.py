@@ -17,10 +17,13 @@ import anyio
 from trio.testing import MockClock
 
 from poller.core.batch import PAYLOAD_LIMIT, BatchLimits
+from poller.engine import parts
 from poller.engine.child import MappingSpec, leaf
+from poller.engine.invoker import Call as FunctionCall
 from poller.engine.invoker import FunctionPlan, Invoker, World
 from poller.engine.pipeline import Pipeline, Plan
 from poller.engine.slots import Places, Slots
+from poller.engine.work import QueueWork
 from poller.model import FunctionError, Record, Refused, Returned, Shard, StateChanged
 
 if TYPE_CHECKING:
@@ -480,15 +483,10 @@ class Mapping:
     def plan(self) -> Plan:
         return Plan(
             name=self.name,
-            source="sqs",
             limits=BatchLimits(self.batch_size, self.window, self.payload),
             receive_limit=10,
             receive_wait=20.0,
-            maximum_concurrency=self.maximum_concurrency,
-            reports_batch_item_failures=self.partial,
             filters=self.filters,
-            ordered=self.queue.fifo,
-            patience=self.patience,
         )
 
     @asynccontextmanager
@@ -498,7 +496,10 @@ class Mapping:
         function = FunctionPlan("ship", "arn:aws:lambda:eu-west-1:123456789012:function:ship", self.timeout)
         invoker = Invoker(function, self.function, self.slots, self.observer, chances)
         async with self.queue.open(Shard("queue")) as reader:
-            self.pipelines.append(Pipeline(self.plan, reader, invoker, self.observer, chances))
+            shared = parts.build(self.name, reader, invoker, self.maximum_concurrency)
+            call = FunctionCall(self.name, "sqs", self.partial)
+            work = QueueWork(call, shared, ordered=self.queue.fifo, patience=self.patience)
+            self.pipelines.append(Pipeline(self.plan, shared, work))
             yield self.pipeline
 
     @asynccontextmanager

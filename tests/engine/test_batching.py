@@ -283,7 +283,7 @@ async def test_a_refused_batch_holds_no_place_while_it_pauses():
     async with mapping.running() as pipeline:
         await anyio.sleep(2)
         assert mapping.slots.taken == 0
-        assert pipeline.in_flight_invocations == 0
+        assert pipeline.dispatch.in_flight_invocations == 0
         assert pipeline.buffered_records == 1
 
 

@@ -196,7 +196,7 @@ class Trial:
         await anyio.sleep(60)
         pipeline = self.mapping.pipeline
         assert (pipeline.buffered_records, pipeline.buffered_bytes) == (0, 0)
-        assert (pipeline.in_flight_invocations, pipeline.in_flight_records) == (0, 0)
+        assert (pipeline.dispatch.in_flight_invocations, pipeline.dispatch.in_flight_records) == (0, 0)
         await supervisor.stop()
         self.check_nothing_is_kept()
 

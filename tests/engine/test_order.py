@@ -52,7 +52,7 @@ async def test_a_group_that_the_queue_offers_again_too_early_waits_for_its_first
         await anyio.sleep(7)
         assert mapping.queue.messages[0].receives == 2
         assert mapping.function.running == 1
-        assert repr(pipeline._gate) == "<KeyGate 1 keys in flight>"
+        assert repr(pipeline._task._gate) == "<KeyGate 1 keys in flight>"
         await anyio.sleep(30)
     assert mapping.function.overlaps == []
     assert len(mapping.function.calls) >= 2

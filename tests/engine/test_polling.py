@@ -153,9 +153,10 @@ async def test_no_record_waits_for_a_place_when_its_mapping_has_the_function_alo
     mapping = Mapping(function=Function(handler=taking(3)), maximum_concurrency=5)
     mapping.queue.send(200)
     async with mapping.running() as pipeline:
+        await anyio.sleep(0.25)
         for _ in range(100):
             await anyio.sleep(0.5)
-            waits.append(pipeline.buffered_records - pipeline.in_flight_records)
+            waits.append(pipeline.buffered_records - pipeline.dispatch.in_flight_records)
     assert set(waits) == {0}
 
 
@@ -166,12 +167,12 @@ async def test_what_is_in_flight_and_buffered_is_counted():
     mapping.queue.send(2, size=100)
     async with mapping.running() as pipeline:
         await settle_down()
-        assert (pipeline.in_flight_invocations, pipeline.in_flight_records) == (1, 1)
+        assert (pipeline.dispatch.in_flight_invocations, pipeline.dispatch.in_flight_records) == (1, 1)
         assert (pipeline.buffered_records, pipeline.buffered_bytes) == (2, 200)
         assert repr(pipeline) == "<Pipeline orders: 0 of 1 workers gather, 1 invocations, 2 records wait>"
         mapping.function.let_go()
         await settle_down()
-        assert (pipeline.in_flight_invocations, pipeline.in_flight_records) == (0, 0)
+        assert (pipeline.dispatch.in_flight_invocations, pipeline.dispatch.in_flight_records) == (0, 0)
         assert (pipeline.buffered_records, pipeline.buffered_bytes) == (0, 0)
 
 

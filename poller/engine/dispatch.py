@@ -1,0 +1,53 @@
+"""Brings one mapping's batches to their function: waits for a slot, invokes, and knows what is in flight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from poller.engine.door import Door
+    from poller.engine.invoker import Call, Invoker
+    from poller.model import Outcome
+
+
+class Dispatch:
+    """The way of one mapping's batches to their function."""
+
+    def __init__(self, invoker: Invoker, door: Door, maximum_concurrency: int | None) -> None:
+        self.in_flight_invocations = 0
+        self.in_flight_records = 0
+        self.in_flight_bytes = 0
+        self._invoker = invoker
+        self._door = door
+        self._maximum = maximum_concurrency
+
+    @property
+    def ceiling(self) -> int:
+        """The most invocations that may be in flight, by mapping, function and daemon."""
+        slots = self._invoker.slots.total
+        return min(slots, self._maximum or slots)
+
+    async def has_room(self) -> bool:
+        """Wait until the function could take a batch, so that records are not received only to wait; False if closed."""
+        slots = self._invoker.slots
+        if slots.try_acquire() or await self._door.unless_closed(slots.acquire):
+            slots.release()
+            return self._door.is_open
+        return False
+
+    async def invoke(self, call: Call) -> Outcome | None:
+        """Run the function once there is a slot; None when the door closed before, so that no handler saw the records."""
+        slots = self._invoker.slots
+        if not (slots.try_acquire() or await self._door.unless_closed(slots.acquire)):
+            return None
+        size = sum(record.size for record in call.records)
+        self.in_flight_invocations += 1
+        self.in_flight_records += len(call.records)
+        self.in_flight_bytes += size
+        try:
+            return await self._invoker.invoke(call)
+        finally:
+            self.in_flight_invocations -= 1
+            self.in_flight_records -= len(call.records)
+            self.in_flight_bytes -= size
+            slots.release()

@@ -1,0 +1,43 @@
+"""Whether a mapping takes work in. Whoever waits for something on behalf of new work waits here, so that closing ends it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Door:
+    """Open at first."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self._waits: set[anyio.CancelScope] = set()
+
+    def __repr__(self) -> str:
+        return f"<Door {'open' if self.is_open else 'closed'}, {len(self._waits)} wait>"
+
+    def close(self) -> None:
+        """Let nothing in; what waits in `unless_closed` gives up."""
+        self.is_open = False
+        for scope in self._waits:
+            scope.cancel()
+
+    def open(self) -> None:
+        """Let work in again."""
+        self.is_open = True
+
+    async def unless_closed(self, wait: Callable[[], Awaitable[object]]) -> bool:
+        """Await `wait()`, or return False as soon as the door closes."""
+        if not self.is_open:
+            return False
+        with anyio.CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                await wait()
+            finally:
+                self._waits.discard(scope)
+        return not scope.cancelled_caught

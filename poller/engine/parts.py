@@ -1,0 +1,41 @@
+"""What the pipeline of a mapping and the work on its batches share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poller.engine.dispatch import Dispatch
+from poller.engine.door import Door
+from poller.engine.settle import Settler
+
+if TYPE_CHECKING:
+    from poller.engine.invoker import Invoker, World
+    from poller.ports import Observer, Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One set for each reader."""
+
+    reader: Reader
+    door: Door
+    dispatch: Dispatch
+    settler: Settler
+    observer: Observer
+    world: World
+
+
+def build(
+    mapping: str, reader: Reader, invoker: Invoker, maximum_concurrency: int | None, door: Door | None = None
+) -> Parts:
+    """The parts around `reader`; a door may be shared by several."""
+    door = door or Door()
+    return Parts(
+        reader,
+        door,
+        Dispatch(invoker, door, maximum_concurrency),
+        Settler(mapping, reader, invoker.observer),
+        invoker.observer,
+        invoker.world,
+    )

@@ -1,0 +1,111 @@
+"""What a pipeline does with a batch that it has gathered, and how a queue's is worked on; a stream's is in `stream_work`.
+
+A queue offers a failed message again by itself, so each batch is invoked once, settled, and forgotten. It is tried again here
+only while no handler has seen it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from poller.core import envelope
+from poller.core.retry import Attempt, Settle, decide
+from poller.engine.keys import KeyGate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poller.engine.invoker import Call
+    from poller.engine.parts import Parts
+    from poller.model import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What became of a batch, as far as the pipeline must know."""
+
+    unfinished: Sequence[Record] = ()
+    """Records, in their order, that the door's closing kept from being finished and that may be worked on later."""
+    failed_keys: frozenset[str | None] = frozenset()
+    """Keys of which a record has failed and will be back: nothing of them may overtake it."""
+
+
+DONE = Worked()
+
+
+class Work(Protocol):
+    """Takes batches to their end, one at a time for each caller."""
+
+    async def process(self, batch: Sequence[Record]) -> Worked:
+        """Invoke, settle, and retry as the source's policy says."""
+        ...
+
+    async def idle(self) -> None:
+        """Do what is due without a batch; called when a receive has brought nothing, and at the end of a shard."""
+        ...
+
+
+class QueueWork:
+    """Works on the batches of a queue."""
+
+    def __init__(self, call: Call, parts: Parts, *, ordered: bool, patience: float) -> None:
+        """`call` is what is asked of the function, for no records yet. `ordered` allows one batch in flight for each key.
+        `patience` is for how many seconds a batch that no handler could take is tried again.
+        """
+        self._call = call
+        self._dispatch = parts.dispatch
+        self._settler = parts.settler
+        self._door = parts.door
+        self._world = parts.world
+        self._patience = patience
+        self._gate = KeyGate() if ordered else None
+
+    async def process(self, batch: Sequence[Record]) -> Worked:
+        if self._gate is None:
+            settle = await self._attempts(batch)
+        else:
+            settle = await self._in_order(batch, self._gate)
+        if settle is None:
+            return Worked(unfinished=batch)
+        if self._gate is None or not settle.failed:
+            return DONE
+        return Worked(failed_keys=frozenset(record.key for record in settle.failed))
+
+    async def idle(self) -> None:
+        """Nothing is ever due."""
+
+    async def _in_order(self, batch: Sequence[Record], gate: KeyGate) -> Settle | None:
+        keys = {record.key for record in batch if record.key is not None}
+        if not (gate.try_enter(keys) or await self._door.unless_closed(partial(gate.enter, keys))):
+            return None
+        try:
+            return await self._attempts(batch)
+        finally:
+            gate.leave(keys)
+
+    async def _attempts(self, batch: Sequence[Record]) -> Settle | None:
+        """Invoke until something is decided, and settle; None when the door closed before a handler saw the batch."""
+        attempt = Attempt(refusals=0, since=anyio.current_time())
+        while True:
+            outcome = await self._dispatch.invoke(self._call.of(batch, envelope.event(batch)))
+            if outcome is None:
+                return None
+            decision = decide(
+                outcome,
+                batch,
+                attempt,
+                patience=self._patience,
+                now=anyio.current_time(),
+                chance=self._world.chance(),
+            )
+            if isinstance(decision, Settle):
+                await self._settler.done(decision.done)
+                await self._settler.leave(decision.failed)
+                return decision
+            if not await self._door.unless_closed(partial(anyio.sleep_until, decision.at)):
+                return None
+            attempt = Attempt(attempt.refusals + 1, attempt.since)
