@@ -240,9 +240,7 @@ class LogObserver:
     def trouble(self, fact: Trouble) -> None:
         error = _redacted(fact.error)
         again = f"; next try in {fact.retry_in:.1f} s" if fact.retry_in else ""
-        self._once(
-            (fact.mapping, error), f"trouble: {error}{again}", {"mapping": fact.mapping}
-        )
+        self._once((fact.mapping, error), f"trouble: {error}{again}", {"mapping": fact.mapping})
 
     def api_request(self, fact: ApiRequest) -> None:
         if _log.isEnabledFor(logging.DEBUG):

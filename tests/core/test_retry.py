@@ -21,7 +21,7 @@ NOW = 1000.0
     [
         (Succeeded(), BATCH, NOTHING),  # acknowledge all
         (PartlyFailed(frozenset("b")), [A, C], [B]),  # 3 - 1 = 2 are done, in their order
-        (PartlyFailed(frozenset("ca")), [B], [A, C]),  # 3 - 2 = 1 is done; the failed ones keep the batch's order
+        (PartlyFailed(frozenset("ca")), [B], [A, C]),  # 3 - 2 = 1 is done; failed in the batch's order
         (PartlyFailed(frozenset("abc")), [], BATCH),  # 3 - 3 = 0 are done
         (FAILED, NOTHING, BATCH),  # a queue offers it again by itself, so it is never tried again here
     ],

@@ -1,0 +1,111 @@
+"""The document that an on-failure destination gets about a batch that is given up (spec 5.7).
+
+Its members come in the order seen on AWS. It says where the records are, not what they were: only an S3 object holds the event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from poller.model import Failed, PartlyFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poller.core.retry import GiveUp
+    from poller.core.windows import Window
+    from poller.model import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the records come from."""
+
+    source: Literal["kinesis", "dynamodb"]
+    shard_id: str
+    stream_arn: str
+    """As mapped: the ARN of the consumer with enhanced fan-out."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastInvoke:
+    """The last invocation of the batch, or the one it would have had."""
+
+    request_id: str
+    function_arn: str
+    """As mapped, with the qualifier that the mapping names."""
+    executed_version: str = "$LATEST"
+
+
+@dataclass(frozen=True, slots=True)
+class WindowInvoke:
+    """The window that the batch was part of, and whether it was its final invoke."""
+
+    window: Window
+    final: bool
+
+
+def document(
+    given_up: GiveUp, origin: Origin, invoke: LastInvoke, at: float, window: WindowInvoke | None = None
+) -> dict[str, Any]:
+    """The document of a batch that is given up at `at`, Unix time."""
+    built: dict[str, Any] = {
+        "requestContext": {
+            "requestId": invoke.request_id,
+            "functionArn": invoke.function_arn,
+            "condition": str(given_up.condition),
+            "approximateInvokeCount": given_up.invoke_count,
+        }
+    }
+    # Age and size keep a batch from its handler, so there is no response to tell of.
+    if isinstance(given_up.outcome, Failed | PartlyFailed):
+        built["responseContext"] = {
+            "statusCode": 200,
+            "executedVersion": invoke.executed_version,
+            "functionError": "Unhandled" if isinstance(given_up.outcome, Failed) else None,
+        }
+    built["version"] = "1.0"
+    built["timestamp"] = _iso(at, "milliseconds")
+    name = "KinesisBatchInfo" if origin.source == "kinesis" else "DDBStreamBatchInfo"
+    built[name] = _batch_info(given_up.records, origin)
+    if window is not None:
+        built["timeWindowInfo"] = {
+            "window": window.window.bounds,
+            "isFinalInvokeForWindow": window.final,
+            "isWindowTerminatedEarly": window.final and window.window.outgrown,
+        }
+    return built
+
+
+def with_payload(document: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+    """The document as an S3 object has it: with the event of the invocation, as JSON text in its place."""
+    built: dict[str, Any] = {}
+    for name, value in document.items():
+        built[name] = value
+        if name == "version":
+            built["payload"] = orjson.dumps(event).decode()
+    return built
+
+
+def _batch_info(records: Sequence[Record], origin: Origin) -> dict[str, Any]:
+    built: dict[str, Any] = {"shardId": origin.shard_id}
+    if records:
+        first, last = records[0], records[-1]
+        unit = "milliseconds" if origin.source == "kinesis" else "seconds"
+        built["startSequenceNumber"] = first.id
+        built["endSequenceNumber"] = last.id
+        built["approximateArrivalOfFirstRecord"] = _iso(first.arrived, unit)
+        built["approximateArrivalOfLastRecord"] = _iso(last.arrived, unit)
+        built["batchSize"] = len(records)
+    built["streamArn"] = origin.stream_arn
+    return built
+
+
+def _iso(time: float, unit: str) -> str:
+    # Rounded first: a float a hair below its millisecond would lose it to `isoformat`, which cuts off.
+    moment = datetime.fromtimestamp(round(time, 3), UTC)
+    return moment.isoformat(timespec=unit).replace("+00:00", "Z")

@@ -1,0 +1,169 @@
+"""Records of the two streams -> the events that Lambda sends (spec 2.2 to 2.4).
+
+A batch can be tried again, and the handler of the attempt before may have changed what it was given. So a record keeps, as
+its receipt, what a fresh event is built from, and `rebuild` does so: for Kinesis the wire's own record, whose members are
+strings and numbers that nobody can change; for DynamoDB, whose images are nested, the encoded event, which has to be made
+anyway to know the record's size. Pages that several mappings read are one set of objects, so there the first event of a
+DynamoDB record is a copy already.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from poller.core import windows
+from poller.model import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from poller.core.windows import Window
+
+
+class KinesisEnvelope:
+    """Builds records from the records of one stream, or of one consumer of it with enhanced fan-out."""
+
+    def __init__(self, arn: str, region: str, invoke_identity_arn: str) -> None:
+        self._arn = arn
+        self._template: dict[str, Any] = {
+            "kinesis": None,
+            "eventSource": "aws:kinesis",
+            "eventVersion": "1.0",
+            "eventID": "",
+            "eventName": "aws:kinesis:record",
+            "invokeIdentityArn": invoke_identity_arn,
+            "awsRegion": region,
+            "eventSourceARN": arn,
+        }
+        empty = {"PartitionKey": "", "SequenceNumber": "", "Data": "", "ApproximateArrivalTimestamp": 0}
+        self._fixed_size = len(orjson.dumps(self._event("", empty))) + 1 - len(orjson.dumps(("", 0)))
+
+    def record(self, shard_id: str, wire: dict[str, Any]) -> Record:
+        """One record of a GetRecords reply, its data still in base64.
+
+        Raises KeyError when the reply lacks what every record has.
+        """
+        number, data, arrived = wire["SequenceNumber"], wire["Data"], wire["ApproximateArrivalTimestamp"]
+        key = wire.get("PartitionKey")
+        event = self._event(shard_id, wire)
+        if key is None:
+            size = len(orjson.dumps(event)) + 1
+        else:
+            # Shard id, sequence number (in two places) and base64 are ASCII without anything to escape, so their length is
+            # their encoded length. Only the key can need escapes, and only the encoder knows the length of a float.
+            size = self._fixed_size + len(shard_id) + 2 * len(number) + len(data)
+            size += len(orjson.dumps((key, arrived)))
+        # `Record(...)` does the same and takes twice as long, and this is done for every record.
+        return tuple.__new__(Record, (number, key, size, event, wire, arrived))
+
+    def rebuild(self, shard_id: str, record: Record) -> Record:
+        """The record with a fresh event."""
+        return record._replace(event=self._event(shard_id, record.receipt))
+
+    def window_event(
+        self, shard_id: str, records: Sequence[Record], window: Window, *, final: bool
+    ) -> dict[str, Any]:
+        """The event of a batch in a tumbling window."""
+        common = windows.members(window, final=final)
+        return {
+            "Records": [record.event for record in records],
+            "window": common["window"],
+            "state": common["state"],
+            "shardId": shard_id,
+            "eventSourceARN": self._arn,
+            "isFinalInvokeForWindow": common["isFinalInvokeForWindow"],
+            "isWindowTerminatedEarly": common["isWindowTerminatedEarly"],
+        }
+
+    def _event(self, shard_id: str, wire: dict[str, Any]) -> dict[str, Any]:
+        number = wire["SequenceNumber"]
+        kinesis = {
+            "kinesisSchemaVersion": "1.0",
+            "partitionKey": wire.get("PartitionKey"),
+            "sequenceNumber": number,
+            "data": wire["Data"],
+            "approximateArrivalTimestamp": wire["ApproximateArrivalTimestamp"],
+        }
+        if kinesis["partitionKey"] is None:
+            # The API allows a record without a key; what Lambda sends then is not known (spec U19).
+            del kinesis["partitionKey"]
+        # A copy with two places filled in costs three quarters of a new dict of eight.
+        event = self._template.copy()
+        event["kinesis"] = kinesis
+        event["eventID"] = f"{shard_id}:{number}"
+        return event
+
+
+class DynamoDbEnvelope:
+    """Builds records from the records of one table's stream.
+
+    With `shared` false, events take over the images of the reply, which makes a record cheaper by more than half: only
+    where nobody else reads that reply, or a handler could change the events of others.
+    """
+
+    def __init__(self, arn: str, region: str, *, shared: bool = True) -> None:
+        self._arn = arn
+        self._region = region
+        self._shared = shared
+
+    def record(self, shard_id: str, wire: dict[str, Any]) -> Record:
+        """One record of a GetRecords reply; `shard_id` is not part of its event.
+
+        Raises KeyError when the reply lacks what every record has.
+        """
+        change = wire["dynamodb"]
+        event = self._event(wire, change)
+        encoded = orjson.dumps(event)
+        return Record(
+            change["SequenceNumber"],
+            orjson.dumps(change["Keys"], option=orjson.OPT_SORT_KEYS).decode(),
+            len(encoded) + 1,
+            orjson.loads(encoded) if self._shared else event,
+            encoded,
+            float(change["ApproximateCreationDateTime"]),
+        )
+
+    def rebuild(self, shard_id: str, record: Record) -> Record:
+        """The record with a fresh event."""
+        return record._replace(event=orjson.loads(record.receipt))
+
+    def window_event(
+        self, shard_id: str, records: Sequence[Record], window: Window, *, final: bool
+    ) -> dict[str, Any]:
+        """The event of a batch in a tumbling window."""
+        return {
+            "Records": [record.event for record in records],
+            "shardId": shard_id,
+            "eventSourceARN": self._arn,
+            **windows.members(window, final=final),
+        }
+
+    def _event(self, wire: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+        event = {
+            "eventID": wire["eventID"],
+            "eventName": wire["eventName"],
+            "eventVersion": wire.get("eventVersion", "1.1"),
+            "eventSource": "aws:dynamodb",
+            "awsRegion": self._region,
+            "dynamodb": _change(change),
+        }
+        # Only what the service itself does (expiry of items) has an identity.
+        if identity := wire.get("userIdentity"):
+            event["userIdentity"] = {"principalId": identity["PrincipalId"], "type": identity["Type"]}
+        event["eventSourceARN"] = self._arn
+        return event
+
+
+def _change(wire: dict[str, Any]) -> dict[str, Any]:
+    # Built anew because the wire may spell the time as a fraction, and Lambda delivers whole seconds.
+    change = {"ApproximateCreationDateTime": int(wire["ApproximateCreationDateTime"]), "Keys": wire["Keys"]}
+    if "NewImage" in wire:
+        change["NewImage"] = wire["NewImage"]
+    if "OldImage" in wire:
+        change["OldImage"] = wire["OldImage"]
+    change["SequenceNumber"] = wire["SequenceNumber"]
+    change["SizeBytes"] = wire["SizeBytes"]
+    change["StreamViewType"] = wire["StreamViewType"]
+    return change

@@ -1,0 +1,207 @@
+"""Checkpoints in a SQLite file, for one daemon on one machine."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from poller.core.positions import position
+from poller.errors import StoreError
+from poller.model import Checkpoint
+from poller.stores._group_commit import GroupCommit
+from poller.stores._sqlite_file import damaged, explain, open_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Every step of a statement lets go of the interpreter lock, and waits up to 5 ms for it when the event loop is busy. One
+# statement for many rows makes that a few waits a transaction instead of two a checkpoint. 100 rows of 8 are what the
+# oldest SQLite takes.
+_ROWS = 100
+_ROW = "(?, ?, ?, ?, ?, ?, ?, ?)"
+_KEEP_THE_FURTHEST = """
+    ON CONFLICT (mapping, shard) DO UPDATE SET
+        position = excluded.position, sequence_number = excluded.sequence_number,
+        sub_sequence_number = excluded.sub_sequence_number, since = excluded.since, window = excluded.window,
+        finished = excluded.finished
+    WHERE excluded.position >= checkpoints.position
+"""
+#: The value is at fault, not the file: the other requests go on.
+_UNFIT = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    ValueError,
+    OverflowError,
+)
+
+
+class _Load(NamedTuple):
+    mapping: str
+
+
+class _Save(NamedTuple):
+    mapping: str
+    shard: str
+    position: str
+    checkpoint: Checkpoint
+
+
+class _Seek(NamedTuple):
+    mapping: str
+    shard: str
+    checkpoint: Checkpoint | None
+
+
+_Request = _Load | _Save | _Seek
+
+
+class SqliteStore:
+    """A `poller.ports.CheckpointStore` in a file that one process at a time may use.
+
+    What `save` has returned from survives a kill and a loss of power. A cancelled `save` has happened or not.
+    """
+
+    def __init__(self, path: Path, commits: GroupCommit[_Request]) -> None:
+        self.path = path
+        self._commits = commits
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {self.path}: {self.transactions} transactions>"
+
+    @classmethod
+    async def open(cls, path: str | Path, patience: float = 1.0) -> SqliteStore:
+        """Open or make the file; waits up to `patience` seconds for another process that is about to let go of it.
+
+        Raises StoreError for a file that cannot be used, and changes nothing in it.
+        """
+        path = Path(path)
+        commits: GroupCommit[_Request] = GroupCommit(str(path), partial(_Table, path, patience))
+        await commits.open()
+        return cls(path, commits)
+
+    @property
+    def transactions(self) -> int:
+        """How many there were; each that changed something cost one fsync."""
+        return self._commits.groups
+
+    async def load(self, mapping: str) -> Mapping[str, Checkpoint]:
+        found: Mapping[str, Checkpoint] = await self._commits.ask(_Load(mapping))
+        return found
+
+    async def save(self, mapping: str, shard: str, checkpoint: Checkpoint) -> bool:
+        moved: bool = await self._commits.ask(_Save(mapping, shard, position(checkpoint), checkpoint))
+        return moved
+
+    async def seek(self, mapping: str, shard: str, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            position(checkpoint)
+        await self._commits.ask(_Seek(mapping, shard, checkpoint))
+
+    async def aclose(self) -> None:
+        await self._commits.aclose()
+
+
+class _Table:
+    """The connection, in its thread."""
+
+    def __init__(self, path: Path, patience: float) -> None:
+        self._path = path
+        self._connection = open_file(path, patience)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def answer(self, requests: Sequence[_Request]) -> Sequence[object]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            answers = self._carry_out(requests)
+            self._connection.execute("COMMIT")
+        except Exception as error:
+            with suppress(sqlite3.Error):  # SQLite has done so itself after most errors
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise explain(self._path, error) from error
+            raise
+        return answers
+
+    def _carry_out(self, requests: Sequence[_Request]) -> list[object]:
+        answers: list[object] = []
+        saves: dict[tuple[str, str], _Save] = {}
+        for request in requests:
+            # One statement holds a shard once: whether the second save moves it depends on the first.
+            if saves and (not isinstance(request, _Save) or request[:2] in saves or len(saves) == _ROWS):
+                answers += self._save(list(saves.values()))
+                saves.clear()
+            if isinstance(request, _Save):
+                saves[request[:2]] = request
+            elif isinstance(request, _Load):
+                answers.append(self._load(request.mapping))
+            else:
+                answers.append(self._seek(request))
+        if saves:
+            answers += self._save(list(saves.values()))
+        return answers
+
+    def _save(self, saves: Sequence[_Save]) -> Sequence[object]:
+        statement = f"INSERT INTO checkpoints VALUES {', '.join([_ROW] * len(saves))} {_KEEP_THE_FURTHEST}"
+        try:
+            cursor = self._connection.execute(statement, [value for save in saves for value in _row(save)])
+        except _UNFIT as error:
+            if len(saves) == 1:
+                return [_unfit(saves[0], error)]
+            return [answer for save in saves for answer in self._save([save])]
+        if cursor.rowcount == len(saves):
+            return [True] * len(saves)
+        return [self._position(save) == save.position for save in saves]
+
+    def _position(self, save: _Save) -> str:
+        found: str = self._connection.execute(
+            "SELECT position FROM checkpoints WHERE mapping = ? AND shard = ?", save[:2]
+        ).fetchone()[0]
+        return found
+
+    def _load(self, mapping: str) -> dict[str, Checkpoint] | StoreError:
+        rows = self._connection.execute(
+            "SELECT shard, position, sequence_number, sub_sequence_number, since, window, finished"
+            " FROM checkpoints WHERE mapping = ?",
+            (mapping,),
+        )
+        try:
+            return {shard: _checkpoint(stored, *values) for shard, stored, *values in rows}
+        except (StoreError, TypeError, ValueError) as error:
+            return damaged(self._path, f"a checkpoint of {mapping} makes no sense: {error}")
+
+    def _seek(self, request: _Seek) -> StoreError | None:
+        mapping, shard, checkpoint = request
+        if checkpoint is None:
+            self._connection.execute("DELETE FROM checkpoints WHERE mapping = ? AND shard = ?", request[:2])
+            return None
+        save = _Save(mapping, shard, position(checkpoint), checkpoint)
+        try:
+            self._connection.execute(f"INSERT OR REPLACE INTO checkpoints VALUES {_ROW}", _row(save))
+        except _UNFIT as error:
+            return _unfit(save, error)
+        return None
+
+
+def _row(save: _Save) -> tuple[object, ...]:
+    at = save.checkpoint
+    return (*save[:3], at.sequence_number, at.sub_sequence_number, at.since, at.window, at.finished)
+
+
+def _checkpoint(
+    stored: str, sequence_number: str, sub: int | None, since: float, window: str, finished: int
+) -> Checkpoint:
+    checkpoint = Checkpoint(sequence_number, sub, since, window, bool(finished))
+    if position(checkpoint) != stored:
+        raise ValueError(f"{sequence_number} is not at {stored}")
+    return checkpoint
+
+
+def _unfit(save: _Save, error: Exception) -> StoreError:
+    return StoreError(f"the checkpoint of {save.mapping} in {save.shard} cannot be stored: {error}")

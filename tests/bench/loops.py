@@ -1,0 +1,164 @@
+"""What is compared with the daemon: receive-and-delete loops, each run as a process of its own.
+
+    python -m tests.bench.loops aiobotocore ENDPOINT --seconds 5        prints one JSON object
+
+* `aiobotocore`: what a good user would write: one client, ten loops at the same time, uvloop.
+* `boto3`: the loop of every tutorial: one thread, blocking.
+* `wire`: poller's own hot calls in ten loops, without the engine, events or a handler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+LOOPS = 10
+REGION = "eu-west-1"
+RECEIVE = {
+    "MaxNumberOfMessages": 10,
+    "WaitTimeSeconds": 20,
+    "MessageSystemAttributeNames": ["All"],
+    "MessageAttributeNames": ["All"],
+}
+
+
+def cpu() -> float:
+    """CPU seconds of this process so far, user and system."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+class Count:
+    """Messages deleted, and the CPU seconds for them, over a window."""
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self._begun = (0, 0.0, 0.0)
+
+    def begin(self) -> None:
+        self._begun = (self.messages, cpu(), time.monotonic())
+
+    def end(self) -> dict[str, float]:
+        messages, used, at = self._begun
+        return {
+            "messages": self.messages - messages,
+            "cpu": cpu() - used,
+            "wall": time.monotonic() - at,
+            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+
+def _entries(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{"Id": str(at), "ReceiptHandle": message["ReceiptHandle"]} for at, message in enumerate(messages)]
+
+
+async def _window(
+    loop: Callable[[Count], Coroutine[Any, Any, None]], count: Count, warm_up: float, seconds: float
+) -> dict[str, float]:
+    """Run ten of `loop` and measure `seconds` after `warm_up`."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(loop(count)) for _ in range(LOOPS)]
+        await asyncio.sleep(warm_up)
+        count.begin()
+        await asyncio.sleep(seconds)
+        measured = count.end()
+        for task in running:
+            task.cancel()
+    return measured
+
+
+async def aiobotocore(endpoint: str, warm_up: float, seconds: float) -> dict[str, float]:
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import get_session
+
+    config = AioConfig(max_pool_connections=50)
+    async with get_session().create_client(
+        "sqs", region_name=REGION, endpoint_url=endpoint, config=config
+    ) as sqs:
+        url = (await sqs.get_queue_url(QueueName="busy"))["QueueUrl"]
+
+        async def loop(count: Count) -> None:
+            while True:
+                messages = (await sqs.receive_message(QueueUrl=url, **RECEIVE)).get("Messages")
+                if messages:
+                    reply = await sqs.delete_message_batch(QueueUrl=url, Entries=_entries(messages))
+                    count.messages += len(reply["Successful"])
+
+        return await _window(loop, Count(), warm_up, seconds)
+
+
+async def wire(endpoint: str, warm_up: float, seconds: float) -> dict[str, float]:
+    from poller.aws.session import AwsSession
+    from poller.config import Aws
+    from poller.telemetry.observers import Fanout
+
+    async with AwsSession(Aws(region=REGION, endpoint_url=endpoint), Fanout()) as session:
+        sqs = await session.hot("sqs")
+        url = (await session.call("sqs", "GetQueueUrl", {"QueueName": "busy"}))["QueueUrl"]
+
+        async def loop(count: Count) -> None:
+            while True:
+                reply = await sqs.call("ReceiveMessage", {"QueueUrl": url, **RECEIVE}, timeout=30)
+                entries = _entries(reply["Messages"])
+                reply = await sqs.call(
+                    "DeleteMessageBatch", {"QueueUrl": url, "Entries": entries}, timeout=10
+                )
+                count.messages += len(reply["Successful"])
+
+        return await _window(loop, Count(), warm_up, seconds)
+
+
+def boto3(endpoint: str, warm_up: float, seconds: float) -> dict[str, float]:
+    import boto3
+
+    sqs = boto3.client("sqs", region_name=REGION, endpoint_url=endpoint)
+    url = sqs.get_queue_url(QueueName="busy")["QueueUrl"]
+    count = Count()
+    ended = threading.Event()
+
+    def loop() -> None:
+        while not ended.is_set():
+            messages = sqs.receive_message(QueueUrl=url, **RECEIVE).get("Messages")
+            if messages:
+                reply = sqs.delete_message_batch(QueueUrl=url, Entries=_entries(messages))
+                count.messages += len(reply["Successful"])
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    ended.wait(warm_up)
+    count.begin()
+    ended.wait(seconds)
+    measured = count.end()
+    ended.set()
+    thread.join()
+    return measured
+
+
+def main() -> None:
+    """Run one loop and print what it measured."""
+    import uvloop
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("loop", choices=["aiobotocore", "boto3", "wire"])
+    parser.add_argument("endpoint")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--warm-up", type=float, default=1.5)
+    asked = parser.parse_args()
+    timing = (asked.endpoint, asked.warm_up, asked.seconds)
+    if asked.loop == "boto3":
+        measured = boto3(*timing)
+    else:
+        measured = uvloop.run({"aiobotocore": aiobotocore, "wire": wire}[asked.loop](*timing))
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The processes of a run: the canned endpoint, the daemon, and the loops. None of them outlives its `with` block."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import copy
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.bench.canned import ACCOUNT
+from tests.bench.loops import REGION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+#: Seconds for something that should take well under one; the machine may be busy.
+PATIENCE = 60.0
+_SERIES = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+#: Requests to loopback go there and nowhere else, whatever the environment says of proxies.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def environment() -> dict[str, str]:
+    """The same for every process: keys of no account, no files of the user, no proxy."""
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return {
+        **{name: value for name, value in kept.items() if not name.startswith(("AWS_", "POLLER_"))},
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def pause(seconds: float) -> None:
+    """Let the measured processes work."""
+    threading.Event().wait(seconds)
+
+
+def fetch(url: str) -> bytes:
+    """One GET; raises OSError for anything but a 200."""
+    with _opener.open(url, timeout=10) as reply:
+        return bytes(reply.read())
+
+
+def _stop(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# --- the endpoint -------------------------------------------------------------------------------------------------------
+
+
+class Endpoint(NamedTuple):
+    """The canned endpoint while it runs."""
+
+    url: str
+
+    def stats(self) -> dict[str, float]:
+        found: dict[str, float] = json.loads(fetch(f"{self.url}/stats"))
+        return found
+
+
+@contextmanager
+def endpoint() -> Iterator[Endpoint]:
+    """Run the canned endpoint."""
+    command = [sys.executable, "-m", "tests.bench.canned"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, env=environment(), cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield Endpoint(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        finally:
+            _stop(process)
+
+
+# --- the loops ----------------------------------------------------------------------------------------------------------
+
+
+def run_loop(name: str, url: str, warm_up: float, seconds: float) -> dict[str, float]:
+    """Run one of `tests.bench.loops` and return what it measured of itself."""
+    command = [sys.executable, "-m", "tests.bench.loops", name, url]
+    command += ["--warm-up", str(warm_up), "--seconds", str(seconds)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, check=True, env=environment(), cwd=ROOT, timeout=seconds + PATIENCE
+    )
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+# --- the daemon ---------------------------------------------------------------------------------------------------------
+
+_FILE = """\
+[daemon]
+state = "memory:"
+listen = "127.0.0.1:{port}"
+shutdown_timeout = 2
+
+[aws]
+region = "{region}"
+endpoint_url = "{endpoint}"
+
+[functions.bench]
+runtime = "inline"
+handler = "bench_functions:handler"
+timeout = 10
+"""
+_MAPPING = """
+[[mappings]]
+name = "{name}"
+event_source_arn = "arn:aws:sqs:{region}:{account}:{name}"
+function_name = "bench"
+batch_size = 10
+{more}
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """`poller run` with one mapping a queue, and what /metrics says of it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, begun: float) -> None:
+        self.process = process
+        self.begun = begun
+        self._url = f"http://127.0.0.1:{port}"
+
+    def ready(self) -> float:
+        """Wait for /readyz to say 200; return the seconds since the start of the process."""
+        while time.monotonic() - self.begun < PATIENCE:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the daemon has ended with code {self.process.returncode}")
+            try:
+                fetch(f"{self._url}/readyz")
+            except OSError:
+                pause(0.01)
+            else:
+                return time.monotonic() - self.begun
+        raise RuntimeError("the daemon does not become ready")
+
+    def metrics(self) -> dict[str, float]:
+        """Each family's sum over its series, and the time of the scrape."""
+        found: dict[str, float] = {}
+        for name, value in _SERIES.findall(fetch(f"{self._url}/metrics").decode()):
+            found[name] = found.get(name, 0.0) + float(value)
+        return {**found, "at": time.monotonic()}
+
+
+def write_config(folder: Path, url: str, queues: list[str], more: str = "") -> tuple[Path, int]:
+    """Write a file with a mapping for each of `queues`, each with the lines `more`, and the handler beside it; return
+    the file and its port."""
+    port = _free_port()
+    text = _FILE.format(port=port, region=REGION, endpoint=url)
+    for name in queues:
+        text += _MAPPING.format(name=name, region=REGION, account=ACCOUNT, more=more)
+    file = folder / "poller.toml"
+    file.write_text(text)
+    copy(ROOT / "tests/bench/functions.py", folder / "bench_functions.py")
+    return file, port
+
+
+@contextmanager
+def daemon(url: str, queues: list[str], more: str = "") -> Iterator[Daemon]:
+    """Run the real daemon on `queues` of the endpoint at `url`."""
+    with TemporaryDirectory() as folder:
+        file, port = write_config(Path(folder), url, queues, more)
+        command = [sys.executable, "-m", "poller", "run", "-c", str(file), "--log-level", "error"]
+        begun = time.monotonic()
+        process = subprocess.Popen(command, env=environment(), cwd=folder)
+        try:
+            yield Daemon(process, port, begun)
+        finally:
+            # Two signals: long polls in flight are not waited for.
+            process.terminate()
+            pause(0.1)
+            _stop(process)
+
+
+def check(url: str) -> float:
+    """Run `poller check` on ten mappings; return its seconds."""
+    with TemporaryDirectory() as folder:
+        file, _ = write_config(Path(folder), url, [f"idle-{number}" for number in range(10)])
+        begun = time.monotonic()
+        command = [sys.executable, "-m", "poller", "check", "-c", str(file)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment(), cwd=folder)
+        return time.monotonic() - begun

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from poller.core.failure import LastInvoke, Origin, WindowInvoke, document, with_payload
+from poller.core.retry import Condition, GiveUp, TooLarge
+from poller.core.windows import STATE_LIMIT, Window
+from poller.model import Failed, FunctionError, PartlyFailed, Record
+
+EXAMPLES = Path(__file__).parent / "event-examples"
+AT = 1768552872.345  # 2026-01-16T08:41:12.345Z
+CLICKS = Origin("kinesis", "shardId-000000000003", "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks")
+BASKETS = Origin(
+    "dynamodb",
+    "shardId-00000001768465800123-1f2e3d4c",
+    "arn:aws:dynamodb:eu-west-1:123456789012:table/Basket/stream/2026-01-15T08:30:00.123",
+)
+FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:orders-worker"
+INVOKE = LastInvoke("0b3c1a7e-5d4f-4a7b-8f0a-9a1b2c3d4e5f", FUNCTION)
+LIVE = LastInvoke(INVOKE.request_id, f"{FUNCTION}:live", "1")
+FAILED = Failed(FunctionError("ValueError", "no such order"))
+
+
+def record(number, arrived):
+    return Record(number, None, 1, {}, None, arrived)
+
+
+CLICK = record("49671600000000000000000000000000000000000000000000000002", 1768552801.204)
+LATER = record("49671600000000000000000000000000000000000000000000000066", 1768552801.377)
+BASKET = record("100000000001234567890", 1768552802.0)
+LATER_FAILED = PartlyFailed(frozenset({LATER.id}))
+
+
+def example(name):
+    return json.loads((EXAMPLES / name).read_text())
+
+
+def order(value, at=""):
+    """Every place of a document, in order."""
+    yield at
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from order(each, f"{at}.{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "given_up", "origin"),
+    [
+        ("retries-exhausted", GiveUp((CLICK, LATER), Condition.RETRIES, 3, FAILED), CLICKS),
+        ("partial-response", GiveUp((LATER,), Condition.RETRIES, 4, LATER_FAILED), CLICKS),
+        ("record-age", GiveUp((LATER,), Condition.AGE, 1, None), CLICKS),
+        ("oversized", GiveUp((LATER,), Condition.RETRIES, 3, TooLarge()), CLICKS),
+        ("retries-exhausted", GiveUp((BASKET,), Condition.RETRIES, 2, FAILED), BASKETS),
+    ],
+)
+def test_the_document_equals_what_lambda_sends(name, given_up, origin):
+    expected = example(f"dest-{origin.source}-{name}.json")
+    built = document(given_up, origin, INVOKE, AT)
+    assert built == expected
+    assert list(order(built)) == list(order(expected))
+
+
+def test_an_s3_object_holds_the_event_before_the_timestamp():
+    expected = example("dest-dynamodb-s3-object.json")
+    event = {"Records": [example("dynamodb-stream.json")["Records"][0]]}
+    metadata = document(GiveUp((BASKET,), Condition.RETRIES, 2, FAILED), BASKETS, INVOKE, AT)
+    built = with_payload(metadata, event)
+    assert built == expected
+    assert list(order(built)) == list(order(expected))
+    assert "payload" not in metadata
+
+
+def test_a_final_invoke_without_records_tells_where_and_which_window():
+    expected = example("dest-dynamodb-window-final-s3-object.json")
+    window = WindowInvoke(Window(1768552800, 1768552810, '{"count":2}'), final=True)
+    metadata = document(GiveUp((), Condition.RETRIES, 1, FAILED), BASKETS, LIVE, AT, window)
+    built = with_payload(metadata, json.loads(expected["payload"]))
+    assert built == expected
+    assert list(order(built)) == list(order(expected))
+
+
+@pytest.mark.parametrize(
+    ("state", "final", "early"),
+    [
+        ("{}", False, False),
+        ("{}", True, False),
+        ("x" * (STATE_LIMIT + 1), True, True),
+    ],
+)
+def test_a_window_that_ended_early_says_so(state, final, early):
+    window = WindowInvoke(Window(1768552800, 1768552810, state), final=final)
+    built = document(GiveUp((CLICK,), Condition.RETRIES, 1, FAILED), CLICKS, INVOKE, AT, window)
+    assert list(built)[-1] == "timeWindowInfo"
+    assert built["timeWindowInfo"] == {
+        "window": {"start": "2026-01-16T08:40:00Z", "end": "2026-01-16T08:40:10Z"},
+        "isFinalInvokeForWindow": final,
+        "isWindowTerminatedEarly": early,
+    }
+
+
+@pytest.mark.parametrize(
+    ("time", "kinesis", "dynamodb"),
+    [
+        (1768552801.0, "2026-01-16T08:40:01.000Z", "2026-01-16T08:40:01Z"),
+        (
+            1768552801.2039999,
+            "2026-01-16T08:40:01.204Z",
+            "2026-01-16T08:40:01Z",
+        ),  # 0.1 us from its millisecond
+        (1768552801.75, "2026-01-16T08:40:01.750Z", "2026-01-16T08:40:01Z"),
+        (1768552801.057, "2026-01-16T08:40:01.057Z", "2026-01-16T08:40:01Z"),
+    ],
+)
+def test_times_have_milliseconds_for_kinesis_and_whole_seconds_for_dynamodb(time, kinesis, dynamodb):
+    given_up = GiveUp((record("1", time),), Condition.AGE, 1, None)
+    built = document(given_up, CLICKS, INVOKE, time)
+    assert built["timestamp"] == kinesis
+    assert built["KinesisBatchInfo"]["approximateArrivalOfLastRecord"] == kinesis
+    built = document(given_up, BASKETS, INVOKE, time)
+    assert built["timestamp"] == kinesis
+    assert built["DDBStreamBatchInfo"]["approximateArrivalOfFirstRecord"] == dynamodb
