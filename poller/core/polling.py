@@ -2,18 +2,22 @@
 
 Every receive is a request that costs money and, when the queue is empty, brings nothing: an idle queue gets one long poll
 at a time. Receives that come back full and at once say that there is a backlog: when as many in a row did as may be in
-flight, one more may. An empty one halves the number. In between (a few messages each time, or full ones that had to wait for
-their messages) the number is right and stays.
+flight, one more may. An empty one halves the number. In between (a few messages each time, or full ones that had to wait) the
+number is right and stays.
+
+What "at once" means depends on the way to the queue, so it is taken from the fastest full receive. One that took more than
+twice as long waited for its messages to be sent, or for its turn: more of them would wait longer and bring nothing more.
 
 How many batches are in functions at the same time is another matter: a worker that has its batch lets the next one receive.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-#: Seconds within which a reply did not wait for a message to be sent.
-AT_ONCE = 0.1
+#: Seconds by which two receives may differ for no reason.
+JITTER = 0.005
 
 
 @dataclass(slots=True)
@@ -23,17 +27,23 @@ class Polling:
     ceiling: int
     allowed: int = 1
     _full: int = 0
+    _fastest: float = math.inf
 
     def came_back(self, *, asked: int, got: int, after: float) -> None:
         """Learn from one receive that asked for `asked` records and got `got` after so many seconds."""
         if got == 0:
             self.allowed = max(1, self.allowed // 2)
             self._full = 0
-        elif got >= asked and after < AT_ONCE:
-            self._full += 1
-            if self._full >= self.allowed:
-                self.allowed = min(self.ceiling, self.allowed + 1)
-                self._full = 0
+        elif got >= asked:
+            self._fastest = min(self._fastest, after)
+            if after <= 2 * self._fastest + JITTER:
+                self._came_back_at_once()
+
+    def _came_back_at_once(self) -> None:
+        self._full += 1
+        if self._full >= self.allowed:
+            self.allowed = min(self.ceiling, self.allowed + 1)
+            self._full = 0
 
     def failed(self) -> None:
         """Learn from a receive that failed: one at a time until the source answers again."""

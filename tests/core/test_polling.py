@@ -26,8 +26,18 @@ def test_a_receive_is_full_when_it_brought_all_that_it_asked_for():
 
 def test_a_full_receive_that_waited_for_its_messages_earns_nothing():
     polling = Polling(ceiling=10)
-    polling.came_back(asked=1, got=1, after=0.5)
-    assert polling.allowed == 1
+    polling.came_back(asked=1, got=1, after=0.01)
+    assert polling.allowed == 2
+    for _ in range(10):
+        polling.came_back(asked=1, got=1, after=0.5)
+    assert polling.allowed == 2
+
+
+def test_a_long_way_to_the_queue_is_no_reason_to_receive_less():
+    polling = Polling(ceiling=10)
+    for _ in range(3):
+        polling.came_back(asked=10, got=10, after=0.2)
+    assert polling.allowed == 3
 
 
 def test_each_round_of_full_receives_earns_one_more():
