@@ -21,6 +21,7 @@ import anyio
 from poller import __version__
 from poller.app import functions
 from poller.app.mappings import Surroundings, specs
+from poller.app.signals import Signals
 from poller.aws.session import AwsSession
 from poller.config import not_yet
 from poller.engine.invoker import World
@@ -35,7 +36,7 @@ from poller.telemetry.systemd import Systemd
 from poller.web.server import Surface, serve
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from anyio.abc import TaskGroup
 
@@ -72,12 +73,8 @@ class Daemon:
 
     async def run(self) -> None:
         """Run until stopped by a signal."""
-        # Outermost, so that a late signal finds somebody who knows about the stop until the very end.
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            await self._run(signals)
-        _log.info("stopped")
-
-    async def _run(self, signals: AsyncIterator[signal.Signals]) -> None:
+        signals = Signals()
+        signals.catch()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._obey, signals, tasks)
             await self._listen(tasks)
@@ -89,6 +86,7 @@ class Daemon:
                 with anyio.CancelScope(shield=True):
                     await self._close(self._functions, self._session)
             tasks.cancel_scope.cancel()
+        _log.info("stopped")
 
     def _specs(self, config: Config, loaded: dict[str, Loaded], session: AwsSession) -> Any:
         close_timeout = give_back_reserve(config.daemon.shutdown_timeout)
@@ -130,7 +128,7 @@ class Daemon:
 
     # --- signals --------------------------------------------------------------------------------------------------------
 
-    async def _obey(self, signals: AsyncIterator[signal.Signals], tasks: TaskGroup) -> None:
+    async def _obey(self, signals: Signals, tasks: TaskGroup) -> None:
         async for received in signals:
             if received is signal.SIGHUP:
                 tasks.start_soon(self._reload)

@@ -40,14 +40,14 @@ def check_command(config: ConfigFile = Path("poller.toml")) -> None:
 
 def importable(module: str) -> bool:
     """Tell whether Python would find `module`, from the current directory too, without running its code."""
-    parts = module.split(".")
-    locations = None
-    for end in range(1, len(parts) + 1):
-        spec = _find(".".join(parts[:end]), locations)
+    locations: list[str] | None = None
+    for part in module.split("."):
+        # By its last name only: for a dotted one a package without __init__.py asks for its parent, which nobody imported.
+        spec = _find(part, locations)
         if spec is None:
             return False
         # What is no package has nowhere to look; PathFinder would take None for sys.path.
-        locations = spec.submodule_search_locations or []
+        locations = list(spec.submodule_search_locations or ())
     return True
 
 

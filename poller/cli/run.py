@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -72,7 +71,4 @@ def _run(path: Path) -> int:
             raise
         logging.getLogger("poller").error("%s", error)  # noqa: TRY400 - one line is all there is to say
         return 1
-    # All is given back; a signal that comes while the interpreter ends changes nothing about that.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0

@@ -146,6 +146,8 @@ class Pipeline:
     def _may_gather(self) -> bool:
         allowed = min(self._polling.allowed, self._polling.ceiling)
         # Records that were on their way back when the pipeline opened again are worked on at once.
+        if self._quieted.is_set():
+            return False
         return self._door.is_open and (self.gathering < allowed or bool(self._returning))
 
     async def _work(self, carried: Sequence[Record]) -> None:

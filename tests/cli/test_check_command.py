@@ -117,14 +117,23 @@ def test_a_file_that_is_not_there_is_one_line(path: Path) -> None:
         ("one.two.three", True),
         ("one.two.four", False),
         ("space.inner", True),
+        ("space.deeper.still", True),
+        ("space.deeper.nothing", False),
     ],
 )
 def test_modules_are_found_from_here_and_on_pythons_path(
     module: str, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "one/two").mkdir(parents=True)
-    (tmp_path / "space").mkdir()
-    for name in ("one/__init__.py", "one/two/__init__.py", "one/two/three.py", "space/inner.py"):
+    (tmp_path / "space/deeper").mkdir(parents=True)
+    modules = (
+        "one/__init__.py",
+        "one/two/__init__.py",
+        "one/two/three.py",
+        "space/inner.py",
+        "space/deeper/still.py",
+    )
+    for name in modules:
         (tmp_path / name).write_text("raise AssertionError('imported')")
     monkeypatch.chdir(tmp_path)
     assert importable(module) is found

@@ -133,6 +133,7 @@ class Queue:
         self.released: list[str] = []
         self.given_back: list[str] = []
         self.opened = 0
+        self.closed = False
         #: Raised by the next receives, one each; None lets one through.
         self.failures: list[BaseException | None] = []
         #: Raised by every receive, those in flight included; see `break_down`.
@@ -225,13 +226,17 @@ class QueueReader:
     """The queue's `Reader`."""
 
     redelivers = True
-    ended = False
     behind = None
     doing = "reading"
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._holds: dict[str, Message] = {}
+
+    @property
+    def ended(self) -> bool:
+        """As a closed shard, of which everything has been received; no real queue ends."""
+        return self._queue.closed and not self._queue.waiting
 
     async def receive(self, limit: int, wait: float) -> Sequence[Record]:
         queue = self._queue

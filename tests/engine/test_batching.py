@@ -136,6 +136,19 @@ async def test_what_is_carried_is_cut_again_and_again():
     assert mapping.function.batches == [["m1"], ["m2"], ["m3"], ["m4"]]
 
 
+@virtual
+async def test_a_shard_that_has_ended_cuts_its_last_window_short_and_ends_the_pipeline():
+    mapping = Mapping(batch_size=100, window=300)
+    mapping.queue.send(15)
+    mapping.queue.closed = True
+    began = anyio.current_time()
+    async with mapping.open() as pipeline:
+        await pipeline.run()
+    assert [len(batch) for batch in mapping.function.batches] == [15]
+    assert len(mapping.queue.acked) == 15
+    assert anyio.current_time() == began + 20  # one long poll that found the end
+
+
 # --- filtered out -------------------------------------------------------------------------------------------------------
 
 

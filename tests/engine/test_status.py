@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poller.engine.status import Board, Totals
+from poller.engine.status import IDLE, Board, Load, Totals
 from poller.model import (
     ApiRequest,
     Failed,
@@ -82,3 +82,7 @@ def test_a_mapping_can_be_forgotten():
     board.forget("orders")
     board.forget("never seen")
     assert board.of("orders") == Totals()
+
+
+def test_the_load_of_a_mapping_is_that_of_its_parts():
+    assert Load(1, 2, 3, 4, 5) + Load(10, 20, 30, 40, 50) + IDLE == Load(11, 22, 33, 44, 55)

@@ -1,0 +1,36 @@
+"""One invocation: what is asked of the function, and what its reply means."""
+
+from __future__ import annotations
+
+from poller.engine.invoker import Call, FunctionPlan, Invoker
+from poller.engine.slots import Places, Slots
+from poller.model import Failed, FunctionError, Invoked, Returned, Succeeded
+from tests.engine.fakes import Function, Recorder, virtual, world
+
+PLAN = FunctionPlan("ship", "arn:aws:lambda:eu-west-1:123456789012:function:ship", 3.0)
+TOO_LARGE = Failed(FunctionError("StateTooLarge", "the state is over 1 MB"))
+
+
+@virtual
+async def test_the_judge_of_a_call_has_the_last_word_on_its_reply():
+    observer, heard = Recorder(), []
+
+    def judge(reply, outcome):
+        heard.append((reply, outcome))
+        return TOO_LARGE
+
+    function = Function(Returned({"state": {}}))
+    invoker = Invoker(PLAN, function, Slots(Places(1), None), observer, world())
+    outcome = await invoker.invoke(Call("clicks", "kinesis", False, event={"Records": []}, judge=judge))
+    assert outcome is TOO_LARGE
+    assert heard == [(Returned({"state": {}}), Succeeded())]
+    assert [fact.outcome for fact in observer.of(Invoked)] == [TOO_LARGE]
+
+
+@virtual
+async def test_an_unchanged_batch_keeps_its_request_id():
+    function = Function()
+    invoker = Invoker(PLAN, function, Slots(Places(1), None), Recorder(), world())
+    await invoker.invoke(Call("clicks", "kinesis", False, event={"Records": []}, request_id="r-of-before"))
+    await invoker.invoke(Call("clicks", "kinesis", False, event={"Records": []}))
+    assert [call.invocation.request_id for call in function.calls] == ["r-of-before", "r-1"]
