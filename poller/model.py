@@ -196,16 +196,20 @@ class Invoked:
     outcome: Outcome
     duration: float
     """Seconds, waiting for a free slot excluded."""
+    shard: str = ""
+    """The shard of a stream; empty for a queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Records that left poller: deleted at the source, left to come back by themselves, or given back at once."""
+    """Records that left poller: deleted at the source, left to come back by themselves, or given back at once; those of a
+    stream are committed, which is that the checkpoint may pass them."""
 
     mapping: str
     deleted: int = 0
     left: int = 0
     released: int = 0
+    committed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +232,41 @@ class Trimmed:
     """The last sequence number that was read."""
     lost_seconds: float | None
     """How much time of records was missed, as far as that can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Records of a stream that were given up, with nowhere to send them."""
+
+    mapping: str
+    shard: str
+    records: int
+    condition: str
+    """Why, as an on-failure document would say: RetryAttemptsExhausted, RecordAgeExceeded, ..."""
+    first: str
+    last: str
+    """Sequence numbers; both empty for the final invocation of a window, which has no records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A batch that was given up, and that its on-failure destination has taken."""
+
+    mapping: str
+    shard: str
+    records: int
+    condition: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFailed:
+    """An on-failure destination did not take a batch; the shard waits for it."""
+
+    mapping: str
+    shard: str
+    error: str
+    retry_in: float
+    """Seconds until the next try."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from poller.model import (
         ApiRequest,
         Checkpoint,
+        Delivered,
+        DeliveryFailed,
+        Dropped,
         Failure,
         FilteredOut,
         Invocation,
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
         StaleReceipts,
         StartAt,
         StateChanged,
+        Trimmed,
         Trouble,
     )
 
@@ -146,6 +150,14 @@ class Observer(Protocol):
     def settled(self, fact: Settled) -> None: ...
 
     def stale_receipts(self, fact: StaleReceipts) -> None: ...
+
+    def trimmed(self, fact: Trimmed) -> None: ...
+
+    def dropped(self, fact: Dropped) -> None: ...
+
+    def delivered(self, fact: Delivered) -> None: ...
+
+    def delivery_failed(self, fact: DeliveryFailed) -> None: ...
 
     def state_changed(self, fact: StateChanged) -> None: ...
 

@@ -51,6 +51,8 @@ class Call:
     event: dict[str, Any] = field(default_factory=dict)
     request_id: str | None = None
     """That of the attempt before, when the batch is unchanged; None for a new one."""
+    shard: str = ""
+    """The shard of a stream; empty for a queue."""
     judge: Callable[[Reply, Outcome], Outcome] | None = None
     """Has the last word on what the reply means."""
 
@@ -89,6 +91,7 @@ class Invoker:
                 failed=_failed(outcome, call.records),
                 outcome=outcome,
                 duration=anyio.current_time() - started,
+                shard=call.shard,
             )
         )
         return outcome

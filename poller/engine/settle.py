@@ -25,7 +25,11 @@ class Settler:
         """Acknowledge records that succeeded or were filtered out."""
         if not records:
             return
-        self._observer.settled(Settled(self._mapping, deleted=await self._reader.ack(records)))
+        confirmed = await self._reader.ack(records)
+        if self._reader.redelivers:
+            self._observer.settled(Settled(self._mapping, deleted=confirmed))
+        else:
+            self._observer.settled(Settled(self._mapping, committed=confirmed))
 
     async def leave(self, records: Sequence[Record]) -> None:
         """Leave failed records to the source, which offers them again in its own time."""

@@ -10,6 +10,9 @@ from poller.model import Failed, NotInvoked
 if TYPE_CHECKING:
     from poller.model import (
         ApiRequest,
+        Delivered,
+        DeliveryFailed,
+        Dropped,
         FilteredOut,
         Invoked,
         MappingState,
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
         Settled,
         StaleReceipts,
         StateChanged,
+        Trimmed,
         Trouble,
     )
 
@@ -30,6 +34,10 @@ class Totals:
     invoked: int = 0
     failed: int = 0
     deleted: int = 0
+    committed: int = 0
+    dropped: int = 0
+    delivered: int = 0
+    """Given up, and taken by the on-failure destination."""
     released: int = 0
     throttled: int = 0
     """Batches, not records, that found no free worker."""
@@ -64,8 +72,8 @@ class ShardStatus:
     """reading, idle, throttled, working, retrying ..., waiting for its parent, at the concurrency limit, paused."""
     sequence_number: str
     """Everything up to and including this record is done."""
-    behind: float | None
-    """Seconds between the last record that was received and the end of the shard; None when not known."""
+    iterator_age: float | None
+    """Seconds of records between what is done and the end of the shard; None when not known."""
     checkpoint_age: float
     """Seconds for which progress has been waiting to be saved."""
     open_records: int
@@ -157,9 +165,22 @@ class Board:
         totals = self.of(fact.mapping)
         totals.deleted += fact.deleted
         totals.released += fact.released
+        totals.committed += fact.committed
 
     def stale_receipts(self, fact: StaleReceipts) -> None:
         self.of(fact.mapping).stale += fact.records
+
+    def trimmed(self, fact: Trimmed) -> None:
+        self.of(fact.mapping).last_error = f"{fact.shard}: records were removed before they were read"
+
+    def dropped(self, fact: Dropped) -> None:
+        self.of(fact.mapping).dropped += fact.records
+
+    def delivered(self, fact: Delivered) -> None:
+        self.of(fact.mapping).delivered += fact.records
+
+    def delivery_failed(self, fact: DeliveryFailed) -> None:
+        self.of(fact.mapping).last_error = fact.error
 
     def state_changed(self, fact: StateChanged) -> None:
         pass

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
     from poller.model import (
         ApiRequest,
+        Delivered,
+        DeliveryFailed,
+        Dropped,
         FilteredOut,
         Invoked,
         Received,
         Settled,
         StaleReceipts,
         StateChanged,
+        Trimmed,
         Trouble,
     )
 
@@ -198,10 +202,11 @@ class LogObserver:
             self._failed(fact, outcome)
         elif isinstance(outcome, PartlyFailed):
             _log.info(
-                "%s did not finish %d of %d records; these come back after the queue's visibility timeout",
+                "%s did not finish %d of %d records; %s",
                 fact.function,
                 fact.failed,
                 fact.records,
+                _what_next(fact, "these"),
                 extra=_invocation(fact),
             )
         elif isinstance(outcome, NotInvoked):
@@ -215,8 +220,9 @@ class LogObserver:
 
     def settled(self, fact: Settled) -> None:
         if _log.isEnabledFor(logging.DEBUG):
-            message = "deleted %d records, left %d, released %d"
-            _log.debug(message, fact.deleted, fact.left, fact.released, extra={"mapping": fact.mapping})
+            message = "deleted %d records, left %d, released %d, committed %d"
+            counts = (fact.deleted, fact.left, fact.released, fact.committed)
+            _log.debug(message, *counts, extra={"mapping": fact.mapping})
 
     def stale_receipts(self, fact: StaleReceipts) -> None:
         _log.warning(
@@ -224,6 +230,41 @@ class LogObserver:
             "Compare the queue's visibility timeout with the function's timeout",
             fact.records,
             extra={"mapping": fact.mapping, "records": fact.records, "message_id": fact.example},
+        )
+
+    def trimmed(self, fact: Trimmed) -> None:
+        lost = "" if fact.lost_seconds is None else f", about {fact.lost_seconds:.0f} s of them"
+        _log.error(
+            "%s removed records before they were read%s: reading goes on with the oldest that are left",
+            fact.shard,
+            lost,
+            extra={"mapping": fact.mapping, "shard": fact.shard, "after": fact.after},
+        )
+
+    def dropped(self, fact: Dropped) -> None:
+        _log.error(
+            "%s: %d records are given up and dropped: %s; an on-failure destination would keep them",
+            fact.shard,
+            fact.records,
+            fact.condition,
+            extra={"mapping": fact.mapping, "shard": fact.shard, "first": fact.first, "last": fact.last},
+        )
+
+    def delivered(self, fact: Delivered) -> None:
+        _log.warning(
+            "%s: %d records are given up and sent to the on-failure destination: %s",
+            fact.shard,
+            fact.records,
+            fact.condition,
+            extra={"mapping": fact.mapping, "shard": fact.shard},
+        )
+
+    def delivery_failed(self, fact: DeliveryFailed) -> None:
+        error = _redacted(fact.error)
+        self._once(
+            (fact.mapping, error),
+            f"{fact.shard} waits for its on-failure destination: {error}; next try in {fact.retry_in:.1f} s",
+            {"mapping": fact.mapping, "shard": fact.shard},
         )
 
     def state_changed(self, fact: StateChanged) -> None:
@@ -249,12 +290,12 @@ class LogObserver:
     def _failed(self, fact: Invoked, outcome: Failed) -> None:
         error = outcome.error
         _log.warning(
-            "%s %s: %s: %s; its %d records come back after the queue's visibility timeout",
+            "%s %s: %s: %s; %s",
             fact.function,
             "timed out" if error.timed_out else "failed",
             error.error_type,
             clip(error.error_message, 1000),
-            fact.failed,
+            _what_next(fact, f"its {fact.failed} records"),
             extra={**_invocation(fact), "error_type": error.error_type, "stack_trace": error.stack_trace},
         )
 
@@ -289,12 +330,19 @@ class _Recent:
 
 
 def _invocation(fact: Invoked) -> dict[str, object]:
-    return {
+    extra: dict[str, object] = {
         "mapping": fact.mapping,
         "function": fact.function,
         "request_id": fact.request_id,
         "records": fact.records,
     }
+    return {**extra, "shard": fact.shard} if fact.shard else extra
+
+
+def _what_next(fact: Invoked, records: str) -> str:
+    if fact.shard:
+        return f"{records} are tried again or given up, as the mapping's policy says"
+    return f"{records} come back after the queue's visibility timeout"
 
 
 def _redacted(error: str) -> str:

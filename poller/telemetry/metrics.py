@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
     from poller.model import (
         ApiRequest,
+        Delivered,
+        DeliveryFailed,
+        Dropped,
         FilteredOut,
         Invoked,
         Received,
         Settled,
         StaleReceipts,
         StateChanged,
+        Trimmed,
         Trouble,
     )
 
@@ -50,6 +54,11 @@ _OF_MAPPING = {
     "failed_invoke_events": "Records that an invocation did not finish.",
     "deleted_events": "Records whose deletion the source confirmed.",
     "released_events": "Records given back to the source at once.",
+    "committed_events": "Records of a stream that are done, so that a checkpoint may pass them.",
+    "dropped_events": "Records of a stream given up without an on-failure destination.",
+    "on_failure_destination_delivered_events": "Records given up that the on-failure destination has taken.",
+    "destination_delivery_failures": "Times that the on-failure destination did not take a batch; it is tried again.",
+    "trims": "Times that a stream removed records before they were read.",
     "empty_receives": "Receives that brought nothing.",
     "stale_receipts": "Records processed but not deleted, because their receipt had expired.",
     "troubles": "Times that the source could not be read, or could not settle records.",
@@ -59,6 +68,17 @@ _OF_FUNCTION = {
     "errors": "Handler runs that failed or timed out.",
     "throttles": "Invocations refused before a handler ran.",
 }
+
+
+class ShardSnapshot(Protocol):
+    """What the gauges of a shard show."""
+
+    @property
+    def shard(self) -> str: ...
+    @property
+    def iterator_age(self) -> float | None: ...
+    @property
+    def checkpoint_age(self) -> float: ...
 
 
 class MappingSnapshot(Protocol):
@@ -76,6 +96,8 @@ class MappingSnapshot(Protocol):
     def buffered_bytes(self) -> int: ...
     @property
     def receivers(self) -> int: ...
+    @property
+    def shards(self) -> Sequence[ShardSnapshot]: ...
 
 
 class FunctionSnapshot(Protocol):
@@ -103,6 +125,11 @@ class _MappingCounters(NamedTuple):
     failed_invoke_events: Counter
     deleted_events: Counter
     released_events: Counter
+    committed_events: Counter
+    dropped_events: Counter
+    on_failure_destination_delivered_events: Counter
+    destination_delivery_failures: Counter
+    trims: Counter
     empty_receives: Counter
     stale_receipts: Counter
     troubles: Counter
@@ -204,9 +231,23 @@ class Metrics:
             counters.deleted_events.inc(fact.deleted)
         if fact.released:
             counters.released_events.inc(fact.released)
+        if fact.committed:
+            counters.committed_events.inc(fact.committed)
 
     def stale_receipts(self, fact: StaleReceipts) -> None:
         self._mapping(fact.mapping).stale_receipts.inc(fact.records)
+
+    def trimmed(self, fact: Trimmed) -> None:
+        self._mapping(fact.mapping).trims.inc()
+
+    def dropped(self, fact: Dropped) -> None:
+        self._mapping(fact.mapping).dropped_events.inc(fact.records)
+
+    def delivered(self, fact: Delivered) -> None:
+        self._mapping(fact.mapping).on_failure_destination_delivered_events.inc(fact.records)
+
+    def delivery_failed(self, fact: DeliveryFailed) -> None:
+        self._mapping(fact.mapping).destination_delivery_failures.inc()
 
     def state_changed(self, fact: StateChanged) -> None:
         """The state is a gauge and read from the status."""
@@ -268,6 +309,7 @@ class _Gauges(Collector):
                 family.add_metric([mapping.name], read(mapping))
             yield family
         yield _states(mappings)
+        yield from _shards(mappings)
 
 
 _MAPPING_GAUGES: dict[str, tuple[str, Callable[[MappingSnapshot], int]]] = {
@@ -289,3 +331,30 @@ def _states(mappings: Iterable[MappingSnapshot]) -> GaugeMetricFamily:
         for state in MappingState:
             family.add_metric([mapping.name, state.value], float(mapping.state == state))
     return family
+
+
+def _shards(mappings: Iterable[MappingSnapshot]) -> Iterator[GaugeMetricFamily]:
+    ages = GaugeMetricFamily(
+        "poller_iterator_age_seconds",
+        "How far behind the end of its shard a mapping is: the age of the oldest record that is not done, 0 for none.",
+        labels=["mapping", "shard"],
+    )
+    oldest = GaugeMetricFamily(
+        "poller_iterator_age_seconds_max",
+        "The highest iterator age of a mapping's shards.",
+        labels=["mapping"],
+    )
+    unsaved = GaugeMetricFamily(
+        "poller_checkpoint_age_seconds",
+        "For how long progress has been waiting to be saved.",
+        labels=["mapping", "shard"],
+    )
+    for mapping in mappings:
+        known = [shard.iterator_age for shard in mapping.shards if shard.iterator_age is not None]
+        if known:
+            oldest.add_metric([mapping.name], max(known))
+        for shard in mapping.shards:
+            unsaved.add_metric([mapping.name, shard.shard], shard.checkpoint_age)
+            if shard.iterator_age is not None:
+                ages.add_metric([mapping.name, shard.shard], shard.iterator_age)
+    yield from (ages, oldest, unsaved)

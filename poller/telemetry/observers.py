@@ -10,12 +10,16 @@ if TYPE_CHECKING:
 
     from poller.model import (
         ApiRequest,
+        Delivered,
+        DeliveryFailed,
+        Dropped,
         FilteredOut,
         Invoked,
         Received,
         Settled,
         StaleReceipts,
         StateChanged,
+        Trimmed,
         Trouble,
     )
     from poller.ports import Observer
@@ -37,6 +41,10 @@ class Fanout:
         self._invoked = tuple(observer.invoked for observer in observers)
         self._settled = tuple(observer.settled for observer in observers)
         self._stale_receipts = tuple(observer.stale_receipts for observer in observers)
+        self._trimmed = tuple(observer.trimmed for observer in observers)
+        self._dropped = tuple(observer.dropped for observer in observers)
+        self._delivered = tuple(observer.delivered for observer in observers)
+        self._delivery_failed = tuple(observer.delivery_failed for observer in observers)
         self._state_changed = tuple(observer.state_changed for observer in observers)
         self._trouble = tuple(observer.trouble for observer in observers)
         self._api_request = tuple(observer.api_request for observer in observers)
@@ -56,6 +64,18 @@ class Fanout:
 
     def stale_receipts(self, fact: StaleReceipts) -> None:
         self._tell(self._stale_receipts, fact)
+
+    def trimmed(self, fact: Trimmed) -> None:
+        self._tell(self._trimmed, fact)
+
+    def dropped(self, fact: Dropped) -> None:
+        self._tell(self._dropped, fact)
+
+    def delivered(self, fact: Delivered) -> None:
+        self._tell(self._delivered, fact)
+
+    def delivery_failed(self, fact: DeliveryFailed) -> None:
+        self._tell(self._delivery_failed, fact)
 
     def state_changed(self, fact: StateChanged) -> None:
         self._tell(self._state_changed, fact)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from poller.model import (
     ApiRequest,
+    Delivered,
+    DeliveryFailed,
+    Dropped,
     Failed,
     FilteredOut,
     FunctionError,
@@ -20,6 +24,7 @@ from poller.model import (
     StaleReceipts,
     StateChanged,
     Succeeded,
+    Trimmed,
     Trouble,
 )
 from poller.telemetry import logs
@@ -179,3 +184,49 @@ def test_everyday_facts_are_for_debugging_only(level: str, seen: int) -> None:
     out = Log(level)
     tell_everyday_facts(LogObserver())
     assert len(out.lines()) == seen
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_batch_of_a_stream_is_not_said_to_come_back_from_a_queue() -> None:
+    out = Log()
+    failed = replace(invoked(Failed(FunctionError("ValueError", "no")), failed=10), shard="shard-1")
+    LogObserver().invoked(failed)
+    line = out.line()
+    assert line["message"] == (
+        "f failed: ValueError: no; its 10 records are tried again or given up, as the mapping's policy says"
+    )
+    assert line["shard"] == "shard-1"
+
+
+def test_records_that_a_stream_removed_are_an_error_that_says_how_many_seconds_are_lost() -> None:
+    out = Log()
+    LogObserver().trimmed(Trimmed("clicks", "shard-1", "49", 90.4))
+    LogObserver().trimmed(Trimmed("clicks", "shard-1", "49", None))
+    told, vague = out.lines()
+    assert (told["level"], told["after"]) == ("error", "49")
+    assert told["message"].startswith("shard-1 removed records before they were read, about 90 s of them:")
+    assert vague["message"].startswith("shard-1 removed records before they were read: ")
+
+
+def test_dropped_records_are_an_error_and_delivered_ones_a_warning() -> None:
+    out = Log()
+    LogObserver().dropped(Dropped("clicks", "shard-1", 3, "RecordAgeExceeded", "5", "7"))
+    LogObserver().delivered(Delivered("clicks", "shard-1", 4, "RetryAttemptsExhausted"))
+    dropped, delivered = out.lines()
+    assert (dropped["level"], dropped["first"], dropped["last"]) == ("error", "5", "7")
+    assert dropped["message"].startswith("shard-1: 3 records are given up and dropped: RecordAgeExceeded")
+    assert (delivered["level"], delivered["mapping"]) == ("warning", "clicks")
+    assert delivered["message"].endswith("sent to the on-failure destination: RetryAttemptsExhausted")
+
+
+def test_a_destination_that_is_down_is_said_once_a_minute() -> None:
+    out = Log()
+    observer = LogObserver()
+    for _ in range(3):
+        observer.delivery_failed(DeliveryFailed("clicks", "shard-1", "Throttled: slow down", 2.0))
+    (line,) = out.lines()
+    assert line["message"] == (
+        "shard-1 waits for its on-failure destination: Throttled: slow down; next try in 2.0 s"
+    )

@@ -8,6 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from poller import __version__
 from poller.model import (
     ApiRequest,
+    Delivered,
+    DeliveryFailed,
+    Dropped,
     Failed,
     FilteredOut,
     FunctionError,
@@ -21,11 +24,19 @@ from poller.model import (
     StaleReceipts,
     StateChanged,
     Succeeded,
+    Trimmed,
     Trouble,
 )
 from poller.telemetry import metrics as module
 from poller.telemetry.metrics import Metrics
 from poller.telemetry.observers import Fanout
+
+
+@dataclass(frozen=True)
+class Shard:
+    shard: str
+    iterator_age: float | None
+    checkpoint_age: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Mapping:
     in_flight_records: int = 20
     buffered_bytes: int = 4096
     receivers: int = 5
+    shards: tuple[Shard, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,33 @@ def test_receives_and_their_end_are_counted_by_mapping(metrics: Metrics) -> None
         "troubles_total": 1,
     }
     assert {name: value(metrics, name, mapping="orders") for name in expected} == expected
+
+
+def test_what_becomes_of_a_streams_records_is_counted_by_mapping(metrics: Metrics) -> None:
+    metrics.settled(Settled("clicks", committed=7))
+    metrics.trimmed(Trimmed("clicks", "shard-1", "1", 2.0))
+    metrics.dropped(Dropped("clicks", "shard-1", 3, "RecordAgeExceeded", "1", "3"))
+    metrics.delivered(Delivered("clicks", "shard-1", 4, "RetryAttemptsExhausted"))
+    metrics.delivery_failed(DeliveryFailed("clicks", "shard-1", "throttled", 1.0))
+    expected = {
+        "committed_events_total": 7,
+        "trims_total": 1,
+        "dropped_events_total": 3,
+        "on_failure_destination_delivered_events_total": 4,
+        "destination_delivery_failures_total": 1,
+    }
+    assert {name: value(metrics, name, mapping="clicks") for name in expected} == expected
+
+
+def test_ages_are_shown_by_shard_and_the_highest_by_mapping() -> None:
+    shards = (Shard("s-1", 2.5, 0.5), Shard("s-2", 60.0), Shard("s-3", None))
+    metrics = Metrics(lambda: Status((Mapping("clicks", shards=shards), Mapping("orders"))))
+    assert value(metrics, "iterator_age_seconds", mapping="clicks", shard="s-1") == 2.5
+    assert value(metrics, "iterator_age_seconds", mapping="clicks", shard="s-3") is None
+    assert value(metrics, "iterator_age_seconds_max", mapping="clicks") == 60
+    assert value(metrics, "iterator_age_seconds_max", mapping="orders") is None
+    assert value(metrics, "checkpoint_age_seconds", mapping="clicks", shard="s-1") == 0.5
+    assert value(metrics, "checkpoint_age_seconds", mapping="clicks", shard="s-3") == 0
 
 
 def test_requests_to_aws_are_counted_by_outcome_and_timed_by_operation(metrics: Metrics) -> None:
@@ -239,6 +278,10 @@ def tell_all(fanout: Fanout) -> list[object]:
         StateChanged("m", MappingState.RUNNING),
         Trouble("m", "e", 1.0),
         ApiRequest("s", "o", "ok", 0.1),
+        Trimmed("m", "shard-1", "1", 2.0),
+        Dropped("m", "shard-1", 1, "RecordAgeExceeded", "1", "1"),
+        Delivered("m", "shard-1", 1, "RecordAgeExceeded"),
+        DeliveryFailed("m", "shard-1", "e", 1.0),
     )
     fanout.received(facts[0])
     fanout.filtered_out(facts[1])
@@ -248,6 +291,10 @@ def tell_all(fanout: Fanout) -> list[object]:
     fanout.state_changed(facts[5])
     fanout.trouble(facts[6])
     fanout.api_request(facts[7])
+    fanout.trimmed(facts[8])
+    fanout.dropped(facts[9])
+    fanout.delivered(facts[10])
+    fanout.delivery_failed(facts[11])
     return list(facts)
 
 

@@ -443,6 +443,7 @@ class Recorder:
     received = filtered_out = invoked = settled = stale_receipts = state_changed = trouble = api_request = (
         _note
     )
+    trimmed = dropped = delivered = delivery_failed = _note
 
 
 # --- put together -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@ from __future__ import annotations
 from poller.engine.status import IDLE, Board, Load, Totals
 from poller.model import (
     ApiRequest,
+    Delivered,
+    DeliveryFailed,
+    Dropped,
     Failed,
     FilteredOut,
     FunctionError,
@@ -17,6 +20,7 @@ from poller.model import (
     StaleReceipts,
     StateChanged,
     Succeeded,
+    Trimmed,
     Trouble,
 )
 
@@ -40,6 +44,22 @@ def test_records_are_added_up_a_mapping():
     board.stale_receipts(StaleReceipts("orders", 4, "m1"))
     assert board.of("orders") == Totals(received=10, filtered=2, deleted=6, released=2, stale=4)
     assert board.of("clicks") == Totals(received=3)
+
+
+def test_what_becomes_of_a_streams_records_is_added_up():
+    board = Board()
+    board.settled(Settled("clicks", committed=5))
+    board.dropped(Dropped("clicks", "s-1", 2, "RecordAgeExceeded", "1", "2"))
+    board.delivered(Delivered("clicks", "s-1", 3, "RetryAttemptsExhausted"))
+    assert board.of("clicks") == Totals(committed=5, dropped=2, delivered=3)
+
+
+def test_the_last_error_of_a_stream_names_what_its_shard_waits_for():
+    board = Board()
+    board.trimmed(Trimmed("clicks", "s-1", "1", 2.0))
+    assert board.of("clicks").last_error == "s-1: records were removed before they were read"
+    board.delivery_failed(DeliveryFailed("clicks", "s-1", "AccessDenied", 1.0))
+    assert board.of("clicks").last_error == "AccessDenied"
 
 
 def test_a_mapping_that_only_polls_an_empty_queue_has_no_totals():
