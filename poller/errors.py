@@ -67,6 +67,12 @@ class ResourceNotFound(AwsError):
     """The queue or stream does not exist."""
 
 
+class ShardGone(ResourceNotFound):
+    """The stream has this shard no more: all of its records have passed its retention, or it was created anew."""
+
+    CODE = "ShardGone"
+
+
 class AccessDenied(AwsError):
     """The credentials lack a permission."""
 

@@ -45,12 +45,26 @@ class Reader(Protocol):
 
     redelivers: bool
     """True when an unsettled record comes back by itself (a queue); False when it must be tried again here (a stream)."""
-    ended: bool
-    """True when everything of a closed shard has been received; always False for a queue."""
-    behind: float | None
-    """Seconds between the last record received and the end of the shard; None when that is not known."""
-    doing: str
-    """What it does now, in a word or two for `/status`: reading, idle, throttled."""
+
+    @property
+    def ended(self) -> bool:
+        """True when everything of a closed shard has been received; always False for a queue."""
+        ...
+
+    @property
+    def behind(self) -> float | None:
+        """Seconds between the last record received and the end of the shard; None when that is not known."""
+        ...
+
+    @property
+    def doing(self) -> str:
+        """What it does now, in a word or two for `/status`: reading, idle, throttled."""
+        ...
+
+    @property
+    def children(self) -> tuple[Shard, ...]:
+        """Once `ended`: the shards that go on with the keys of this one, as far as the source has named them."""
+        ...
 
     async def receive(self, limit: int, wait: float) -> Sequence[Record]:
         """Return up to `limit` records, waiting up to `wait` seconds for the first one; empty when there were none.

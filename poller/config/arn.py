@@ -31,6 +31,16 @@ class Arn:
     account: str
     resource: str
 
+    @property
+    def consumer(self) -> str | None:
+        """This ARN when it is that of a consumer of a Kinesis stream."""
+        return str(self) if self.service == "kinesis" and "/consumer/" in self.resource else None
+
+    @property
+    def stream(self) -> str:
+        """The ARN of the stream, without the consumer that it may name."""
+        return str(self).partition("/consumer/")[0]
+
     def __str__(self) -> str:
         return f"arn:{self.partition}:{self.service}:{self.region}:{self.account}:{self.resource}"
 

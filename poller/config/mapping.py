@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
 from poller.config.arn import Arn, SourceKind, check_destination, check_key, check_source, parse_arn
-from poller.config.section import Mistakes, Section, Whole
+from poller.config.section import Mistakes, Seconds, Section, Whole
 
 #: Filters that Lambda allows once its quota of 5 was raised.
 MAXIMUM_FILTERS = 10
@@ -20,6 +20,7 @@ MAXIMUM_FILTERS = 10
 INVOCATIONS_PER_POLLER = 10
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CONSUMER = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _FUNCTION = re.compile(
     r"(?:arn:aws[a-z-]*:lambda:[a-z0-9-]+:\d{12}:function:|\d{12}:function:)?"
     r"(?P<name>[A-Za-z0-9_-]{1,64})(?::(?P<qualifier>\$LATEST|[A-Za-z0-9_-]{1,128}))?"
@@ -46,6 +47,12 @@ def _name(text: str) -> str:
 def _function(text: str) -> str:
     if not _FUNCTION.fullmatch(text):
         raise ValueError("must be NAME, NAME:QUALIFIER, ACCOUNT:function:NAME or the ARN of a function")
+    return text
+
+
+def _consumer(text: str) -> str:
+    if not _CONSUMER.fullmatch(text):
+        raise ValueError("must be 1 to 128 letters, digits, dots, dashes or underscores")
     return text
 
 
@@ -215,7 +222,11 @@ class Mapping(Section):
         )
     )
     parallelization_factor: Whole = Field(
-        default=1, ge=1, le=10, description="Streams only: batches in flight per shard, 1 to 10. Default 1."
+        default=1,
+        ge=1,
+        le=1000,
+        description="Streams only: batches in flight per shard, 1 to 10, beyond Lambda to 1000; the records of one"
+        " key stay in order. Default 1.",
     )
     bisect_batch_on_function_error: bool = Field(
         default=False, description="Streams only: split a failed batch in two before it is tried again."
@@ -243,6 +254,23 @@ class Mapping(Section):
     )
     destination_config: DestinationConfig = Field(
         default_factory=DestinationConfig, description="Streams only: where batches go that are given up."
+    )
+    deaggregate: bool = Field(
+        default=False,
+        description="Kinesis only: take apart what the Kinesis Producer Library has put together, so that the"
+        " function sees its user records. Beyond Lambda, which does so with enhanced fan-out only.",
+    )
+    enhanced_fan_out: Annotated[str, AfterValidator(_consumer)] | None = Field(
+        default=None,
+        description="Kinesis only, beyond Lambda: the name of a consumer that is registered at the stream if it"
+        " is not yet, and read by enhanced fan-out. It costs money as long as it is registered.",
+    )
+    idle_interval_in_seconds: Seconds | None = Field(
+        default=None,
+        ge=0.2,
+        le=60,
+        description="Streams only, beyond Lambda: seconds between the reads of a shard that has been silent for"
+        " long, 0.2 to 60. The least of all mappings on a stream counts. Default: 1 for Kinesis, 5 for DynamoDB.",
     )
 
     @model_validator(mode="after")

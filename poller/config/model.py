@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path  # noqa: TC003  (pydantic reads annotations)
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from poller.config.arn import check_role
+from poller.config.arn import check_role, parse_arn
 from poller.config.mapping import Mapping  # noqa: TC001  (pydantic reads annotations)
 from poller.config.section import Mistake, Mistakes, Seconds, Section, Whole
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 #: The runtimes that this version can run; the others are known by name.
 RUNTIMES = frozenset({"inline"})
-#: The sources that this version can read; the others are known by name.
-SOURCES = frozenset({"sqs"})
+#: The services that this version sends to when a batch is given up; the others are known by name.
+DESTINATIONS = frozenset({"sqs"})
 
-_CALLED = {"sqs": "SQS queues", "kinesis": "Kinesis streams", "dynamodb": "DynamoDB streams"}
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -215,8 +217,19 @@ class Config(Section):
 
 def not_yet(config: Config) -> tuple[str, ...]:
     """Name each mapping that is valid but that this version cannot run, one line each."""
-    return tuple(
-        f'mapping "{mapping.name}": {_CALLED[mapping.source]} are not read yet: this version reads SQS queues'
-        for mapping in config.mappings
-        if mapping.source not in SOURCES
-    )
+    return (*_state_not_yet(config), *_destinations_not_yet(config))
+
+
+def _state_not_yet(config: Config) -> Iterator[str]:
+    if config.daemon.state.startswith("dynamodb:") and any(one.source != "sqs" for one in config.mappings):
+        yield f"daemon.state = {config.daemon.state}: this version keeps checkpoints in memory: or sqlite:PATH"
+
+
+def _destinations_not_yet(config: Config) -> Iterator[str]:
+    for mapping in config.mappings:
+        wanted = mapping.destination_config.on_failure
+        if wanted and parse_arn(wanted.destination).service not in DESTINATIONS:
+            yield (
+                f'mapping "{mapping.name}": destination_config.on_failure.destination = {wanted.destination}:'
+                " this version sends to SQS queues only"
+            )

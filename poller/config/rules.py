@@ -28,6 +28,9 @@ _APPLIES: dict[str, tuple[SourceKind, ...]] = {
     "maximum_retry_attempts": _STREAMS,
     "tumbling_window_in_seconds": _STREAMS,
     "destination_config": _STREAMS,
+    "deaggregate": ("kinesis",),
+    "enhanced_fan_out": ("kinesis",),
+    "idle_interval_in_seconds": _STREAMS,
 }
 _CALLED = {
     ("sqs",): "SQS queues",
@@ -84,6 +87,8 @@ def _stream(mapping: Mapping, now: float) -> Iterator[Mistake]:
         yield Mistake(("tumbling_window_in_seconds",), "excludes filter_criteria: keep one of them")
     if mapping.tumbling_window_in_seconds and mapping.parallelization_factor > 1:
         yield Mistake(("tumbling_window_in_seconds",), "excludes a parallelization_factor above 1")
+    if mapping.enhanced_fan_out and mapping.arn.consumer:
+        yield Mistake(("enhanced_fan_out",), "excludes an event_source_arn that names a consumer already")
 
 
 def _position(mapping: Mapping, now: float) -> Iterator[Mistake]:

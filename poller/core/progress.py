@@ -1,62 +1,53 @@
-"""The commit position over batches that finish in any order.
+"""How far a shard is done, over records that are done in any order.
 
-Positions are tracked in the order of the shard. A position is safe once it and everything tracked before it
-is resolved: the checkpoint is a contiguous prefix, so it never passes a batch that is still open, and it
-never moves backwards.
+Records are tracked in the order of the shard. The position is the last record of the longest run of done ones from the front:
+a contiguous prefix, so a checkpoint made of it never passes a record that is still open, and it never moves backwards.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-P = TypeVar("P")
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-
-class Token(Generic[P]):
-    """Stands for one tracked position until it is resolved."""
-
-    __slots__ = ("position", "resolved")
-
-    def __init__(self, position: P) -> None:
-        self.position = position
-        self.resolved = False
+R = TypeVar("R")
 
 
-class Progress(Generic[P]):
-    """Follows the positions of one shard; holds those from the oldest open one onwards."""
+class Progress(Generic[R]):
+    """Follows the records of one shard, each by its identity; holds those from the oldest open one onwards."""
 
-    __slots__ = ("_entries", "_position")
+    __slots__ = ("_done", "_open")
 
     def __init__(self) -> None:
-        self._entries: deque[Token[P]] = deque()
-        self._position: P | None = None
-
-    @property
-    def position(self) -> P | None:
-        """The highest safe position; None before there is one."""
-        return self._position
+        self._open: deque[R] = deque()
+        # Done out of turn. Their ids are theirs alone, because `_open` keeps the records themselves.
+        self._done: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """Records tracked and not done."""
+        return len(self._open) - len(self._done)
 
-    def track(self, position: P) -> Token[P]:
-        """Open `position`, the last one of a batch; it must come after all that were tracked before."""
-        token = Token(position)
-        self._entries.append(token)
-        return token
+    @property
+    def oldest(self) -> R | None:
+        """The first record that is not done; None when all are."""
+        return self._open[0] if self._open else None
 
-    def resolve(self, token: Token[P]) -> P | None:
-        """Close `token` and return the new highest safe position, None when it stays.
+    def track(self, records: Iterable[R]) -> None:
+        """Open `records`, which come after all that were tracked before."""
+        self._open.extend(records)
 
-        Closing a token twice is harmless.
-        """
-        token.resolved = True
-        moved = None
-        # Each entry is appended once and popped once, so a call is O(1) over the life of the shard.
-        while self._entries and self._entries[0].resolved:
-            moved = self._entries.popleft()
-        if moved is None:
-            return None
-        self._position = moved.position
-        return self._position
+    def resolve(self, records: Iterable[R]) -> R | None:
+        """Note that `records`, the very objects that were tracked, are done; the new position, None when it stays."""
+        waiting, done, moved = self._open, self._done, None
+        for record in records:
+            # Nearly always they are done in their order, which then costs no more than this.
+            if waiting[0] is record:
+                moved = waiting.popleft()
+            else:
+                done.add(id(record))
+        while done and id(waiting[0]) in done:
+            moved = waiting.popleft()
+            done.remove(id(moved))
+        return moved

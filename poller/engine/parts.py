@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from poller.engine.dispatch import Dispatch
 from poller.engine.door import Door
+from poller.engine.health import Health
 from poller.engine.settle import Settler
 
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One set for each reader."""
+    """One set for each reader; the door and the health are those of the mapping."""
 
     reader: Reader
     door: Door
+    health: Health
     dispatch: Dispatch
     settler: Settler
     observer: Observer
@@ -27,13 +29,19 @@ class Parts:
 
 
 def build(
-    mapping: str, reader: Reader, invoker: Invoker, maximum_concurrency: int | None, door: Door | None = None
+    mapping: str,
+    reader: Reader,
+    invoker: Invoker,
+    maximum_concurrency: int | None,
+    door: Door | None = None,
+    health: Health | None = None,
 ) -> Parts:
-    """The parts around `reader`; a door may be shared by several."""
+    """The parts around `reader`; a door and a health may be shared by several."""
     door = door or Door()
     return Parts(
         reader,
         door,
+        health or Health(mapping, invoker.observer),
         Dispatch(invoker, door, maximum_concurrency),
         Settler(mapping, reader, invoker.observer),
         invoker.observer,

@@ -29,7 +29,7 @@ from poller.core.polling import Polling
 from poller.core.retry import backoff
 from poller.engine.status import Load
 from poller.errors import AwsError
-from poller.model import FilteredOut, MappingState, Received, StateChanged, Trouble
+from poller.model import FilteredOut, Received
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,6 @@ class Pipeline:
     def __init__(self, plan: Plan, parts: Parts, work: Work) -> None:
         self.plan = plan
         self.dispatch = parts.dispatch
-        self.trouble: str | None = None
         self.workers = 0
         self.gathering = 0
         self.receiving = 0
@@ -72,6 +71,7 @@ class Pipeline:
         self.buffered_bytes = 0
         self._reader = parts.reader
         self._door = parts.door
+        self._health = parts.health
         self._settler = parts.settler
         self._observer = parts.observer
         self._world = parts.world
@@ -90,10 +90,15 @@ class Pipeline:
         )
 
     @property
+    def trouble(self) -> str | None:
+        """Why the source cannot be read at the moment."""
+        return self._health.trouble
+
+    @property
     def at_capacity(self) -> bool:
         """True when nothing is received because every worker is busy or waits for a slot."""
         busy = self.gathering > 0 or self.workers >= self.dispatch.ceiling
-        return self._door.is_open and self.receiving == 0 and self.trouble is None and busy
+        return self._door.is_open and self.receiving == 0 and not self._failures and busy
 
     def load(self) -> Load:
         """What is at work now."""
@@ -231,18 +236,16 @@ class Pipeline:
         """Tell of the trouble and return the pause before the next receive."""
         pause = backoff(self._failures, self._world.chance())
         self._failures += 1
-        self.trouble = str(error)
-        self._observer.trouble(Trouble(self.plan.name, self.trouble, pause))
-        if self._failures == 1:
-            self._observer.state_changed(StateChanged(self.plan.name, MappingState.DEGRADED, self.trouble))
+        self._health.failed(self, str(error), pause)
         return pause
 
     def _recovered(self) -> None:
-        self._forget_trouble()
-        self._observer.state_changed(StateChanged(self.plan.name, MappingState.RUNNING))
+        self._failures, self._retry_at = 0, 0.0
+        self._health.recovered(self)
 
     def _forget_trouble(self) -> None:
-        self._failures, self._retry_at, self.trouble = 0, 0.0, None
+        self._failures, self._retry_at = 0, 0.0
+        self._health.forget(self)
 
     async def _filter(self, records: Sequence[Record]) -> Sequence[Record]:
         """Records that pass; the others are settled at once, without an invocation."""

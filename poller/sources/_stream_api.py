@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from poller.errors import BadReply, ResourceNotFound
+from poller.errors import BadReply
 
 if TYPE_CHECKING:
     from poller.model import Shard
@@ -26,12 +26,6 @@ READ_TIMEOUT = 30.0
 
 EXPIRED = "ExpiredIteratorException"
 TRIMMED = "TrimmedDataAccessException"
-
-
-class ShardGone(ResourceNotFound):
-    """The stream has this shard no more: all of its records have passed its retention, or it was created anew."""
-
-    CODE = "ShardGone"
 
 
 @dataclass(frozen=True, slots=True)

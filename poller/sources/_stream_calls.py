@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
-from poller.errors import ResourceNotFound, Throttled
-from poller.sources._stream_api import ShardGone
+from poller.errors import ResourceNotFound, ShardGone, Throttled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from poller.model import Shard
 from poller.sources._stream import Stream, StreamSource
-from poller.sources._stream_api import READ_TIMEOUT, SENSELESS, Reply, ShardGone, senseless
+from poller.sources._stream_api import READ_TIMEOUT, SENSELESS, Reply, senseless
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from poller.sources._stream_api import Api
     from poller.sources._stream_page import Position, Wire
 
-__all__ = ["IDLE_INTERVAL", "DynamoDbSource", "DynamoDbStream", "ShardGone"]
+__all__ = ["IDLE_INTERVAL", "DynamoDbSource", "DynamoDbStream"]
 
 #: Seconds between the reads of an idle shard.
 IDLE_INTERVAL = 5.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from poller.errors import RequestRefused, ResourceNotFound
 from poller.model import Shard
 from poller.sources._stream import Stream, StreamSource
-from poller.sources._stream_api import READ_TIMEOUT, SENSELESS, Reply, ShardGone, senseless
+from poller.sources._stream_api import READ_TIMEOUT, SENSELESS, Reply, senseless
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from poller.sources._stream_api import Api
     from poller.sources._stream_page import Position, Wire
 
-__all__ = ["IDLE_INTERVAL", "KinesisSource", "KinesisStream", "ShardGone"]
+__all__ = ["IDLE_INTERVAL", "KinesisSource", "KinesisStream"]
 
 #: Seconds between the reads of an idle shard: Lambda's own pace. They cost nothing but their share of the five.
 IDLE_INTERVAL = 1.0

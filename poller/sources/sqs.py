@@ -106,6 +106,7 @@ class SqsReader:
     ended = False
     behind: float | None = None
     doing = "reading"
+    children: tuple[Shard, ...] = ()
 
     def __init__(
         self, queue: QueueId, url: str, visibility_timeout: float, api: Api, observer: Observer

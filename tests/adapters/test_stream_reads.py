@@ -9,11 +9,10 @@ from itertools import pairwise
 import anyio
 import pytest
 
-from poller.errors import AccessDenied, BadReply, ResourceNotFound, ServiceFault, Throttled
+from poller.errors import AccessDenied, BadReply, ResourceNotFound, ServiceFault, ShardGone, Throttled
 from poller.model import Shard, StartAt, Trimmed
 from poller.sources import _stream as stream_module
 from poller.sources import _stream_page as page_bounds
-from poller.sources.kinesis import ShardGone
 from tests.adapters.stream_reading import (
     KINDS,
     LATEST,

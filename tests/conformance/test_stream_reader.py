@@ -19,10 +19,10 @@ from poller.aws.calls import HOT_OPERATIONS
 from poller.aws.session import AwsSession
 from poller.config import Aws
 from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
-from poller.errors import ResourceNotFound
+from poller.errors import ResourceNotFound, ShardGone
 from poller.model import Shard, StartAt
 from poller.sources.dynamodb_streams import DynamoDbSource, DynamoDbStream
-from poller.sources.kinesis import KinesisSource, KinesisStream, ShardGone
+from poller.sources.kinesis import KinesisSource, KinesisStream
 from tests.engine.fakes import Recorder
 from tests.fake_streams import FakeDynamoDbStream, FakeKinesis, wall
 

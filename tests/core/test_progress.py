@@ -4,60 +4,75 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poller.core.progress import Progress, Token
+from poller.core.progress import Progress
 
 
-def test_nothing_is_safe_before_the_first_batch_is_resolved() -> None:
-    progress = Progress[str]()
-    progress.track("a")
-    assert progress.position is None
+class Position:
+    """A record, as far as progress looks at it: something with an identity."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def tracked(progress: Progress[Position], *numbers: int) -> list[Position]:
+    records = [Position(number) for number in numbers]
+    progress.track(records)
+    return records
+
+
+def test_nothing_is_safe_before_the_first_record_is_done() -> None:
+    progress = Progress[Position]()
+    assert progress.oldest is None
+    first, second = tracked(progress, 1, 2)
+    assert progress.resolve([second]) is None
+    assert progress.oldest is first
     assert len(progress) == 1
 
 
-def test_a_batch_that_finishes_early_waits_for_those_before_it() -> None:
+def test_a_record_that_is_done_early_waits_for_those_before_it() -> None:
+    progress = Progress[Position]()
+    first, second, third = tracked(progress, 1, 2, 3)
+    assert progress.resolve([second]) is None
+    assert progress.resolve([first]) is second
+    assert progress.resolve([third]) is third
+    assert (len(progress), progress.oldest) == (0, None)
+
+
+def test_resolving_nothing_moves_nothing() -> None:
+    progress = Progress[Position]()
+    tracked(progress, 1)
+    assert progress.resolve([]) is None
+
+
+def test_equal_records_are_told_apart_by_their_identity() -> None:
     progress = Progress[str]()
-    first, second, third = progress.track("a"), progress.track("b"), progress.track("c")
-    assert progress.resolve(second) is None
-    assert progress.resolve(first) == "b"
-    assert progress.position == "b"
-    assert progress.resolve(third) == "c"
-    assert len(progress) == 0
-
-
-def test_resolving_twice_moves_nothing() -> None:
-    progress = Progress[int]()
-    first, _ = progress.track(1), progress.track(2)
-    assert progress.resolve(first) == 1
-    assert progress.resolve(first) is None
-    assert progress.position == 1
-
-
-def test_a_position_may_be_falsy() -> None:
-    progress = Progress[int]()
-    assert progress.resolve(progress.track(0)) == 0
+    one, other = "".join(["a", "b"]), "".join(["a", "b"])
+    progress.track([one, other])
+    assert progress.resolve([other]) is None
+    assert progress.resolve([one]) is other
 
 
 @pytest.mark.slow
 @given(st.data(), st.integers(1, 30))
-def test_the_checkpoint_is_the_contiguous_prefix_of_what_is_resolved(
-    data: st.DataObject, batches: int
-) -> None:
-    progress = Progress[int]()
-    tokens: dict[int, Token[int]] = {}
-    resolved: set[int] = set()
+def test_the_position_is_the_contiguous_prefix_of_what_is_done(data: st.DataObject, count: int) -> None:
+    progress = Progress[Position]()
+    records: list[Position] = []
+    done: set[int] = set()
     before = -1
-    while len(resolved) < batches:
-        open_tokens = sorted(set(tokens) - resolved)
-        if len(tokens) < batches and (not open_tokens or data.draw(st.booleans())):
-            tokens[len(tokens)] = progress.track(len(tokens))
+    while len(done) < count:
+        still_open = [record for record in records if record.number not in done]
+        if len(records) < count and (not still_open or data.draw(st.booleans())):
+            more = data.draw(st.integers(1, count - len(records)))
+            records += tracked(progress, *range(len(records), len(records) + more))
             continue
-        position = data.draw(st.sampled_from(open_tokens))
-        resolved.add(position)
-        moved = progress.resolve(tokens[position])
-        still_open = set(range(len(tokens))) - resolved
-        expected = min(still_open, default=len(tokens)) - 1
-        assert moved == (expected if expected > before else None)
-        assert progress.position == (expected if expected >= 0 else None)
+        some = data.draw(st.lists(st.sampled_from(still_open), min_size=1, unique_by=id))
+        done.update(record.number for record in some)
+        moved = progress.resolve(some)
+        expected = min(
+            (record.number for record in records if record.number not in done), default=len(records)
+        )
+        expected -= 1
+        assert (moved.number if moved else None) == (expected if expected > before else None)
+        assert len(progress) == len(records) - len(done)
         before = expected
-    assert progress.position == batches - 1
-    assert len(progress) == 0
+    assert before == count - 1

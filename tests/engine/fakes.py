@@ -228,6 +228,7 @@ class QueueReader:
     redelivers = True
     behind = None
     doing = "reading"
+    children: tuple[Shard, ...] = ()
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue

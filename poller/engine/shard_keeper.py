@@ -1,0 +1,403 @@
+"""All shards of one mapping on a stream: found, read in the order of their descent, and remembered.
+
+`core.shards.ShardTree` says which shards may be read; this asks the source for them, opens a reader for each that is ready, and
+runs one pipeline a lane over it. The life of a shard here::
+
+    listed --> its first checkpoint saved --> waits for its parents --> reading <--> cannot be opened: tried again
+                                                                          |
+                             forgotten <-- no longer listed <-- finished <'  closed, and every record of it is done
+
+* A shard that has ended names its children, or the next listing does: so the stream is listed again at once, then after
+  growing pauses, up to one listing in `DISCOVERY` seconds.
+* Trouble of one shard is its own: it is tried again with growing pauses while the others go on. A bug is the mapping's.
+* Progress is noted whenever the settled prefix of a shard moves, and written by the `Checkpointer`. Leaving `opened` writes
+  what is noted, for up to `flush_timeout` seconds; what is not written then is repeated at the next start.
+
+Closing, opening and quietening go to all pipelines, which share one door.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import anyio
+
+from poller.core import windows
+from poller.core.retry import backoff
+from poller.core.shards import ShardTree
+from poller.engine import parts
+from poller.engine.checkpointer import Checkpointer
+from poller.engine.door import Door
+from poller.engine.health import Health
+from poller.engine.lanes import Lanes
+from poller.engine.pipeline import Pipeline
+from poller.engine.status import IDLE, ShardStatus
+from poller.engine.stream_work import StreamWork
+from poller.errors import PollerError, ShardGone, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from anyio.abc import TaskGroup
+
+    from poller.core.shards import StartingPosition
+    from poller.engine.invoker import Invoker
+    from poller.engine.pipeline import Plan
+    from poller.engine.status import Load
+    from poller.engine.stream_work import Batches
+    from poller.model import Checkpoint, Record, Shard, StartAt
+    from poller.ports import CheckpointStore, Reader, Source
+
+#: Seconds between two listings of a stream on which nothing has ended.
+DISCOVERY = 60.0
+#: Seconds from the end of a shard to the second listing; the first comes at once.
+DISCOVERY_AT_END = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """What a mapping says about a stream."""
+
+    plan: Plan
+    batches: Callable[[str], Batches]
+    """What to do with the batches of a shard, by its id."""
+    lanes: int
+    """Batches of one shard in flight."""
+    position: StartingPosition
+    timestamp: float
+    """Unix time, for AT_TIMESTAMP."""
+    flush_timeout: float
+    """Seconds in which the last checkpoints are written."""
+
+
+class _Reading:
+    """One shard that is being read."""
+
+    def __init__(self, keeper: ShardKeeper, shard: Shard, reader: Reader) -> None:
+        checkpoint = keeper.checkpoints[shard.id]
+        plan, batches = keeper.plan, keeper.plan.batches(shard.id)
+        self.lanes = Lanes(reader, plan.lanes, self._moved)
+        self.works: list[StreamWork] = []
+        self.pipelines: list[Pipeline] = []
+        self._keeper = keeper
+        self._shard = shard.id
+        self._envelope = batches.envelope
+        for lane in self.lanes.lanes:
+            # One batch of a lane at a time, or its keys would lose their order.
+            around = parts.build(plan.plan.name, lane, keeper.invoker, 1, keeper.door, keeper.health)
+            window = windows.load(checkpoint.window) if batches.window_length else None
+            work = StreamWork(batches, around, window, self._window_closed)
+            self.works.append(work)
+            self.pipelines.append(Pipeline(plan.plan, around, work))
+
+    @property
+    def window(self) -> str:
+        """The open window as a checkpoint has it. There is one lane where there are windows."""
+        return windows.dump(self.works[0].window)
+
+    async def run(self) -> None:
+        """Read until quiet, or to the end of a closed shard."""
+        async with anyio.create_task_group() as tasks:
+            for pipeline in self.pipelines:
+                tasks.start_soon(pipeline.run)
+
+    def _moved(self, record: Record) -> None:
+        self._keeper.note(self._shard, self._envelope.checkpoint(record), self.window)
+
+    def _window_closed(self) -> None:
+        self._keeper.note(self._shard, self._keeper.checkpoints[self._shard], self.window)
+
+    def quiet(self) -> None:
+        for pipeline in self.pipelines:
+            pipeline.quiet()
+
+    def load(self) -> Load:
+        load = sum((pipeline.load() for pipeline in self.pipelines), IDLE)
+        waiting = self.lanes
+        return replace(
+            load,
+            buffered_records=load.buffered_records + waiting.waiting_records,
+            buffered_bytes=load.buffered_bytes + waiting.waiting_bytes,
+        )
+
+    @property
+    def doing(self) -> str:
+        """In a word or two, the most telling one first."""
+        special = (work.doing for work in self.works)
+        failing = (self._keeper.health.of(pipeline) for pipeline in self.pipelines)
+        if telling := next(filter(None, (*special, *failing)), ""):
+            return telling
+        if any(pipeline.dispatch.in_flight_invocations for pipeline in self.pipelines):
+            return "working"
+        if all(pipeline.at_capacity for pipeline in self.pipelines):
+            return "at the concurrency limit"
+        return self.lanes.reader.doing
+
+    def iterator_age(self, wall: float) -> float | None:
+        """Seconds of records between what is done and the end of the shard."""
+        oldest = self.lanes.oldest
+        if oldest is None:
+            return self.lanes.reader.behind
+        return max(0.0, wall - oldest.arrived)
+
+
+class ShardKeeper:
+    """Runs one mapping on a stream; see `poller.engine.child.Runner`."""
+
+    def __init__(self, plan: StreamPlan, source: Source, store: CheckpointStore, invoker: Invoker) -> None:
+        name, observer = plan.plan.name, invoker.observer
+        self.plan = plan
+        self.invoker = invoker
+        self.door = Door()
+        self.health = Health(name, observer)
+        self.checkpoints: dict[str, Checkpoint] = {}
+        """The newest of each shard, saved or not."""
+        self._name = name
+        self._source = source
+        self._store = store
+        self._world = invoker.world
+        self._checkpointer = Checkpointer(name, store, observer, self._world)
+        self._tree = ShardTree({}, plan.position, plan.timestamp)
+        self._reading: dict[str, _Reading] = {}
+        # Shards that were begun and have no reader at the moment, and why.
+        self._opening: dict[str, str] = {}
+        self._tasks: TaskGroup | None = None
+        self._quieted = anyio.Event()
+        self._ended = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<ShardKeeper {self._name}: {self._tree!r}>"
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[ShardKeeper]:
+        """Take up the checkpoints and the shards as they are now; on leaving, write what was noted.
+
+        Raises StoreError and AwsError.
+        """
+        self.checkpoints = dict(await self._store.load(self._name))
+        self._tree = ShardTree(self.checkpoints, self.plan.position, self.plan.timestamp)
+        await self._learn(await self._source.shards())
+        try:
+            yield self
+        finally:
+            with anyio.move_on_after(self.plan.flush_timeout, shield=True):
+                await self._checkpointer.flush()
+
+    async def run(self) -> None:
+        """Work until quiet and drained."""
+        async with anyio.create_task_group() as background:
+            background.start_soon(self._checkpointer.run)
+            async with anyio.create_task_group() as self._tasks:
+                background.start_soon(self._discover)
+                self._begin_ready()
+                await self._quieted.wait()
+            background.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Receive no more; what is at work goes on."""
+        self.door.close()
+        for pipeline in self._pipelines():
+            pipeline.close()
+
+    def open(self) -> None:
+        """Receive again after `close`."""
+        if not self._quieted.is_set():
+            self.door.open()
+            for pipeline in self._pipelines():
+                pipeline.open()
+
+    def quiet(self) -> None:
+        """Receive no more, for good; `run` returns when what is at work is done."""
+        self.door.close()
+        for reading in self._reading.values():
+            reading.quiet()
+        self._quieted.set()
+
+    def _pipelines(self) -> Iterable[Pipeline]:
+        return (pipeline for reading in self._reading.values() for pipeline in reading.pipelines)
+
+    # --- which shards there are -----------------------------------------------------------------------------------------
+
+    async def _discover(self) -> None:
+        pause = DISCOVERY
+        while True:
+            with anyio.move_on_after(pause) as waiting:
+                await self._ended.wait()
+            if waiting.cancelled_caught:
+                pause = min(DISCOVERY, pause * 2)
+            else:
+                self._ended = anyio.Event()
+                pause = DISCOVERY_AT_END
+            try:
+                listed = await self._source.shards()
+            except PollerError as error:
+                self.health.failed("discovery", str(error), pause)
+            else:
+                self.health.recovered("discovery")
+                await self._learn(listed)
+                await self._forget({shard.id for shard in listed})
+                self._begin_ready()
+
+    async def _learn(self, shards: Iterable[Shard]) -> None:
+        """Take in shards, and save the first checkpoints of those that are new, parents first."""
+        known = {shard.id: shard for shard in shards}
+        generation: dict[str, Checkpoint] = {}
+        for shard, checkpoint in self._tree.learn(known.values(), self._world.wall()).items():
+            if generation.keys() & set(known[shard].parents):
+                await self._save_all(generation)
+                generation = {}
+            generation[shard] = checkpoint
+        await self._save_all(generation)
+
+    async def _save_all(self, checkpoints: dict[str, Checkpoint]) -> None:
+        async with anyio.create_task_group() as tasks:
+            for shard, checkpoint in checkpoints.items():
+                tasks.start_soon(self._save, shard, checkpoint)
+
+    async def _save(self, shard: str, checkpoint: Checkpoint) -> None:
+        """Save until it is: nothing of a shard is read before."""
+        tries = 0
+        while True:
+            try:
+                await self._store.save(self._name, shard, checkpoint)
+            except StoreError as error:
+                pause = backoff(tries, self._world.chance())
+                tries += 1
+                self.health.failed("store", f"checkpoints cannot be saved: {error}", pause)
+                await self._unless_quieted(pause)
+                if self._quieted.is_set():
+                    return
+            else:
+                self.health.recovered("store")
+                self.checkpoints[shard] = checkpoint
+                return
+
+    async def _forget(self, listed: set[str]) -> None:
+        gone = self._tree.forgettable(listed)
+        try:
+            for shard in gone:
+                await self._store.seek(self._name, shard, None)
+        except StoreError:
+            return  # they take a few bytes until the next listing
+        self._tree.forget(gone)
+        for shard in gone:
+            self.checkpoints.pop(shard, None)
+
+    # --- shards ---------------------------------------------------------------------------------------------------------
+
+    def _begin_ready(self) -> None:
+        if self._tasks is None or self._quieted.is_set():
+            return
+        for shard in self._tree.ready():
+            # Only a shard whose first checkpoint is saved: another one of the same listing may be waiting for the store.
+            if shard.id in self.checkpoints:
+                start = self._tree.begin(shard.id, self.checkpoints[shard.id])
+                self._tasks.start_soon(self._keep_reading, shard, start)
+
+    async def _keep_reading(self, shard: Shard, start: StartAt) -> None:
+        """Read a shard to its end, however often it takes."""
+        tries = 0
+        while not self._quieted.is_set():
+            began = anyio.current_time()
+            try:
+                if await self._read(shard, start):
+                    return
+            except ShardGone:
+                await self._finish(shard, ())
+                return
+            except PollerError as error:
+                tries = 0 if anyio.current_time() - began > DISCOVERY else tries + 1
+                pause = backoff(tries, self._world.chance())
+                self._opening[shard.id] = f"cannot be opened: {error}"
+                self.health.failed(shard.id, f"{shard.id}: {error}", pause)
+                await self._unless_quieted(pause)
+                # Not the same again: the latest would be another one by now.
+                start = self._tree.begin(shard.id, self.checkpoints[shard.id])
+        self._opening.pop(shard.id, None)
+
+    async def _read(self, shard: Shard, start: StartAt) -> bool:
+        """Read a shard until it ends or all is quiet; True when it has ended."""
+        self._opening[shard.id] = "opening"
+        async with self._source.open(shard, start) as reader:
+            self.health.recovered(shard.id)
+            del self._opening[shard.id]
+            reading = self._reading[shard.id] = _Reading(self, shard, reader)
+            try:
+                if self._quieted.is_set():
+                    reading.quiet()
+                await reading.run()
+            finally:
+                del self._reading[shard.id]
+        if reading.lanes.drained:
+            await self._finish(shard, reader.children)
+            return True
+        return False
+
+    async def _finish(self, shard: Shard, children: Iterable[Shard]) -> None:
+        """A shard is done with: go on to its children."""
+        self._opening.pop(shard.id, None)
+        self.health.forget(shard.id)
+        self._tree.finish(shard.id)
+        self.note(shard.id, replace(self.checkpoints[shard.id], finished=True), "")
+        await self._learn(children)
+        self._begin_ready()
+        self._ended.set()
+
+    async def _unless_quieted(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await self._quieted.wait()
+
+    def note(self, shard: str, checkpoint: Checkpoint, window: str) -> None:
+        """A shard is done up to `checkpoint`."""
+        since = self.checkpoints[shard].since
+        checkpoint = self.checkpoints[shard] = replace(checkpoint, since=since, window=window)
+        self._checkpointer.note(shard, checkpoint)
+
+    # --- what it is doing -----------------------------------------------------------------------------------------------
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the source cannot be read, or progress not be kept, at the moment."""
+        return self.health.trouble or self._checkpointer.trouble
+
+    @property
+    def at_capacity(self) -> bool:
+        """True when nothing is received because the function can take no more."""
+        pipelines = list(self._pipelines())
+        return self.invoker.slots.waiting > 0 and all(pipeline.at_capacity for pipeline in pipelines)
+
+    def load(self) -> Load:
+        """What is at work now, over all shards."""
+        return sum((reading.load() for reading in self._reading.values()), IDLE)
+
+    def shards(self) -> tuple[ShardStatus, ...]:
+        """Every shard that is not finished, in the order of their ids."""
+        wall = self._world.wall()
+        return tuple(
+            self._status(shard, wall)
+            for shard, checkpoint in sorted(self.checkpoints.items())
+            if not checkpoint.finished
+        )
+
+    def _status(self, shard: str, wall: float) -> ShardStatus:
+        reading = self._reading.get(shard)
+        return ShardStatus(
+            shard=shard,
+            doing=self._doing(shard, reading),
+            sequence_number=self.checkpoints[shard].sequence_number,
+            iterator_age=reading.iterator_age(wall) if reading else None,
+            checkpoint_age=self._checkpointer.age(shard),
+            open_records=reading.lanes.open_records if reading else 0,
+        )
+
+    def _doing(self, shard: str, reading: _Reading | None) -> str:
+        if reading:
+            return reading.doing if self.door.is_open else "paused"
+        if shard in self._opening:
+            return self._opening[shard]
+        parents = sorted(self._tree.waits_for(shard))
+        return f"waiting for its parent {', '.join(parents)}" if parents else "waiting"

@@ -1,0 +1,321 @@
+"""What is done with a batch of a stream: it is tried until it is done or given up, in order (spec 5.4 to 5.9).
+
+`core.retry` decides; this carries it out. A batch may fall into several, which are worked on one after the other: the first
+half of a bisected batch before the second, the rest of a partly failed one after what came before it::
+
+    pending: [batch] --> expire --> attempt --> Commit   settled; its rest, if any, comes next
+                            |                   Retry    a pause, then the same again
+                            |                   Bisect   first half next, then the second
+                            '-- too old --,     GiveUp --,
+                                          '--------------'--> destination takes it, or it is counted as dropped --> settled
+
+Records are settled as the objects that were received. What a handler has seen it may have changed, so from the second attempt
+on the events are built anew. A batch is given up only when its on-failure destination has taken it (law 1); while that is down
+the lane waits, and says so. The door's closing ends every pause; what is left then is handed back, in its order, unless the
+door is open again by the time that this runs: whoever opened it has not seen anything come back.
+
+With a tumbling window every batch is cut at its window's end, and each window ends with an invocation of its own, which the
+same policy applies to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from poller.core import envelope, failure, windows
+from poller.core.retry import (
+    Bisect,
+    Commit,
+    Retry,
+    StreamBatch,
+    TooLarge,
+    backoff,
+    decide_stream,
+    expire,
+    is_too_large,
+)
+from poller.engine.work import DONE, Worked
+from poller.errors import PollerError
+from poller.model import Delivered, DeliveryFailed, Dropped, Failure, NotInvoked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from poller.core.failure import Origin
+    from poller.core.retry import GiveUp, StreamDecision, StreamOutcome, StreamPolicy
+    from poller.core.windows import Window
+    from poller.engine.invoker import Call
+    from poller.engine.parts import Parts
+    from poller.model import Checkpoint, Outcome, Record, Reply
+    from poller.ports import Destination
+
+#: Bytes that the other members of a window's event take at most, its state excluded.
+WINDOW_MEMBERS = 1024
+
+
+class Envelope(Protocol):
+    """Builds what Lambda delivers of a stream's records; see `core.stream_envelope`."""
+
+    def rebuild(self, shard_id: str, record: Record) -> Record:
+        """The record with a fresh event."""
+        ...
+
+    def window_event(
+        self, shard_id: str, records: Sequence[Record], window: Window, *, final: bool
+    ) -> dict[str, Any]:
+        """The event of a batch in a tumbling window."""
+        ...
+
+    def checkpoint(self, record: Record) -> Checkpoint:
+        """The position after the record."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """What a mapping says about the batches of one shard."""
+
+    call: Call
+    """What is asked of the function, for no records yet."""
+    function_arn: str
+    origin: Origin
+    envelope: Envelope
+    policy: StreamPolicy
+    window_length: int = 0
+    """Seconds; 0 for no windows."""
+    destination: Destination | None = None
+
+
+class StreamWork:
+    """Works on the batches of one lane of a shard. `window` is the one that was open at the checkpoint."""
+
+    def __init__(
+        self, batches: Batches, parts: Parts, window: Window | None, closed: Callable[[], None]
+    ) -> None:
+        """`closed` is called when a window has ended, which moves the checkpoint without a record."""
+        self.window = window
+        self.doing = ""
+        """What it waits for, for `/status`; empty when that is nothing special."""
+        self._batches = batches
+        self._parts = parts
+        self._world = parts.world
+        self._closed = closed
+        self._mapping = batches.call.mapping
+        self._shard = batches.origin.shard_id
+        # Of the records that went back unfinished after a handler had seen them.
+        self._seen: set[int] = set()
+        # That of the attempt before, as long as its batch is tried again unchanged.
+        self._request_id = ""
+
+    # --- batches --------------------------------------------------------------------------------------------------------
+
+    async def process(self, batch: Sequence[Record]) -> Worked:
+        left = await (self._finish_windows(batch) if self._batches.window_length else self._finish(batch))
+        return DONE if left is None else Worked(unfinished=left)
+
+    async def _finish(self, batch: Sequence[Record], *, final: bool = False) -> list[Record] | None:
+        """Work until every record is done or given up. When the door closes before: what is left, which may be nothing."""
+        seen = not self._seen.isdisjoint(map(id, batch))
+        if seen:
+            self._seen.clear()
+        pending = [StreamBatch(batch)]
+        while pending:
+            if not await self._part_with_expired(pending):
+                return self._hand_back(pending, seen=seen)
+            live = pending[-1]
+            if not (live.records or final):
+                pending.pop()
+                continue
+            outcome = await self._attempt(live, seen=seen, final=final)
+            if outcome is None:
+                if self._parts.door.is_open:
+                    continue
+                return self._hand_back(pending, seen=seen)
+            seen = seen or not isinstance(outcome, NotInvoked | TooLarge)
+            wall, chance = self._world.wall(), self._world.chance()
+            decision = decide_stream(outcome, live, self._batches.policy, now=wall, chance=chance)
+            left = await self._carry_out(decision)
+            if left is None:
+                return self._hand_back(pending, seen=seen)
+            pending[-1:] = reversed(left)
+        return None
+
+    def _hand_back(self, pending: Sequence[StreamBatch], *, seen: bool) -> list[Record]:
+        left = [record for batch in reversed(pending) for record in batch.records]
+        if seen:
+            self._seen = set(map(id, left))
+        self._begin_another()
+        return left
+
+    def _begin_another(self) -> None:
+        """What comes next is not the batch of the last attempt."""
+        self._request_id = self.doing = ""
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait, less if the door closes; False when it is closed."""
+        door = self._parts.door
+        await door.unless_closed(partial(anyio.sleep, seconds))
+        return door.is_open
+
+    async def _carry_out(self, decision: StreamDecision) -> Sequence[StreamBatch] | None:
+        """Do what was decided and return the batches that are left, in their order; None when the door closed before."""
+        match decision:
+            case Commit(done, rest):
+                self._begin_another()
+                await self._parts.settler.done(done)
+                return [rest] if rest else []
+            case Bisect(first, second):
+                self._begin_another()
+                return [first, second]
+            case Retry(again, at):
+                self.doing = _retrying(again)
+                return [again] if await self._pause(max(0.0, at - self._world.wall())) else None
+            case _:
+                if not await self._give_up(decision):
+                    return None
+                self._begin_another()
+                return []
+
+    async def _part_with_expired(self, pending: list[StreamBatch]) -> bool:
+        """Give up what is too old of the next batch, which keeps the rest; False when the door closed before."""
+        expired = expire(pending[-1], self._batches.policy, self._world.wall()).given_up
+        for given_up in expired:
+            if not await self._give_up(given_up):
+                return False
+            gone = set(map(id, given_up.records))
+            left = [record for record in pending[-1].records if id(record) not in gone]
+            pending[-1] = replace(pending[-1], records=left)
+        if expired:
+            self._begin_another()
+        return True
+
+    async def _attempt(self, batch: StreamBatch, *, seen: bool, final: bool) -> StreamOutcome | None:
+        """Invoke the function once; None when the door closed before a handler saw the records."""
+        if is_too_large(batch.records, self._window_size()):
+            return TooLarge()
+        records = self._fresh(batch.records) if seen else batch.records
+        self._request_id = self._request_id or self._world.request_id()
+        call = replace(
+            self._batches.call,
+            records=records,
+            event=self._event(records, final=final),
+            request_id=self._request_id,
+            judge=None if self.window is None or final else self._judge,
+            shard=self._shard,
+        )
+        return await self._parts.dispatch.invoke(call)
+
+    def _fresh(self, records: Sequence[Record]) -> list[Record]:
+        rebuild = self._batches.envelope.rebuild
+        return [rebuild(self._shard, record) for record in records]
+
+    def _event(self, records: Sequence[Record], *, final: bool) -> dict[str, Any]:
+        if self.window is None:
+            return envelope.event(records)
+        return self._batches.envelope.window_event(self._shard, records, self.window, final=final)
+
+    # --- giving up ------------------------------------------------------------------------------------------------------
+
+    async def _give_up(self, given_up: GiveUp) -> bool:
+        """Part with records once their destination has taken them, or without one; False when the door closed before."""
+        records, condition = given_up.records, str(given_up.condition)
+        destination = self._batches.destination
+        if destination is None:
+            first, last = (records[0].id, records[-1].id) if records else ("", "")
+            self._parts.observer.dropped(
+                Dropped(self._mapping, self._shard, len(records), condition, first, last)
+            )
+        elif await self._deliver(self._failure(given_up), destination):
+            self._parts.observer.delivered(Delivered(self._mapping, self._shard, len(records), condition))
+        else:
+            return False
+        await self._parts.settler.done(records)
+        return True
+
+    async def _deliver(self, failed: Failure, destination: Destination) -> bool:
+        tries = 0
+        while True:
+            try:
+                await destination.send(failed)
+            except PollerError as error:
+                pause = backoff(tries, self._world.chance())
+                tries += 1
+                self.doing = f"waiting for the on-failure destination: {error}"
+                fact = DeliveryFailed(self._mapping, self._shard, str(error), pause)
+                self._parts.observer.delivery_failed(fact)
+                if not await self._pause(pause):
+                    return False
+            else:
+                return True
+
+    def _failure(self, given_up: GiveUp) -> Failure:
+        at = self._world.wall()
+        final = not given_up.records
+        document = failure.document(
+            given_up,
+            self._batches.origin,
+            failure.LastInvoke(self._request_id or self._world.request_id(), self._batches.function_arn),
+            at,
+            failure.WindowInvoke(self.window, final) if self.window else None,
+        )
+        event = self._event(self._fresh(given_up.records), final=final)
+        return Failure(self._mapping, self._shard, document, event, at)
+
+    # --- windows --------------------------------------------------------------------------------------------------------
+
+    async def idle(self) -> None:
+        """Close a window that has run out while the shard brings nothing, or that the end of the shard ends."""
+        window, reader = self.window, self._parts.reader
+        if window is None:
+            return
+        at_tip = reader.behind is not None and reader.behind <= 0
+        if windows.is_due(window, None, self._world.wall(), ended=reader.ended, at_tip=at_tip):
+            await self._close_window()
+
+    async def _finish_windows(self, batch: Sequence[Record]) -> list[Record] | None:
+        """As `_finish`, over as many windows as the batch touches."""
+        left = list(batch)
+        while True:
+            # A pause or a restart may have come between a state that has outgrown its window and the end of that.
+            if self.window is not None and self._is_over(self.window, left):
+                if not await self._close_window():
+                    return left
+            elif left:
+                self.window, count = windows.cut(self.window, left, self._batches.window_length)
+                unfinished = await self._finish(left[:count])
+                if unfinished is not None:
+                    return [*unfinished, *left[count:]]
+                left = left[count:]
+            else:
+                return None
+
+    def _is_over(self, window: Window, following: Sequence[Record]) -> bool:
+        next_one = following[0] if following else None
+        return windows.is_due(window, next_one, self._world.wall(), ended=False, at_tip=False)
+
+    async def _close_window(self) -> bool:
+        """The final invocation of the open window; False when the door closed before it was done or given up."""
+        if await self._finish((), final=True) is not None:
+            return False
+        self.window = None
+        self._closed()
+        return True
+
+    def _judge(self, reply: Reply, outcome: Outcome) -> Outcome:
+        judged, self.window = windows.carry(self.window, reply, outcome) if self.window else (outcome, None)
+        return judged
+
+    def _window_size(self) -> int:
+        """Bytes that the window adds to an event."""
+        return 0 if self.window is None else len(self.window.state.encode()) + WINDOW_MEMBERS
+
+
+def _retrying(batch: StreamBatch) -> str:
+    what = f"the batch from {batch.records[0].id}" if batch.records else "the end of a window"
+    if batch.refusals:
+        return f"waiting until {what} can be invoked"
+    return f"retrying {what}, {batch.attempts} attempts failed"
