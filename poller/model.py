@@ -34,6 +34,8 @@ class Shard:
     parents: tuple[str, ...] = ()
     closed: bool = False
     """True when no record will be added any more."""
+    hash_range: tuple[int, int] | None = None
+    """The lowest and the highest hash key of what it takes; None where that is not known, or there is no such thing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,8 @@ class ShardTree:
             # A checkpoint names no parents, and one call of a source names them more fully than another: so the union.
             known = self._shards.get(shard.id, shard)
             parents = tuple(sorted({*known.parents, *shard.parents}))
-            self._shards[shard.id] = Shard(shard.id, parents, known.closed or shard.closed)
+            closed, hash_range = known.closed or shard.closed, known.hash_range or shard.hash_range
+            self._shards[shard.id] = Shard(shard.id, parents, closed, hash_range)
             for parent in shard.parents:
                 self._children.setdefault(parent, set()).add(shard.id)
         return new

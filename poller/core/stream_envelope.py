@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from poller.core import windows
-from poller.model import Record
+from poller.model import Checkpoint, Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from poller.core.windows import Window
+
+#: A member of ours in records of the wire that come out of an aggregate: the sub-sequence number of the checkpoint behind them.
+SUB_SEQUENCE_NUMBER = "SubSequenceNumber"
 
 
 class KinesisEnvelope:
@@ -61,6 +64,10 @@ class KinesisEnvelope:
     def rebuild(self, shard_id: str, record: Record) -> Record:
         """The record with a fresh event."""
         return record._replace(event=self._event(shard_id, record.receipt))
+
+    def checkpoint(self, record: Record) -> Checkpoint:
+        """How far its shard is done behind this record; inside an aggregate up to here, after its last record all of it."""
+        return Checkpoint(record.id, record.receipt.get(SUB_SEQUENCE_NUMBER))
 
     def window_event(
         self, shard_id: str, records: Sequence[Record], window: Window, *, final: bool
@@ -128,6 +135,10 @@ class DynamoDbEnvelope:
     def rebuild(self, shard_id: str, record: Record) -> Record:
         """The record with a fresh event."""
         return record._replace(event=orjson.loads(record.receipt))
+
+    def checkpoint(self, record: Record) -> Checkpoint:
+        """How far its shard is done behind this record."""
+        return Checkpoint(record.id)
 
     def window_event(
         self, shard_id: str, records: Sequence[Record], window: Window, *, final: bool

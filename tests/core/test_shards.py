@@ -106,6 +106,12 @@ def test_with_latest_a_shard_that_is_closed_is_not_read_even_when_no_child_is_li
     assert tree.learn([Shard("b", ("a",))], NOW) == {"b": NOTHING}
 
 
+def test_a_shard_keeps_its_hash_keys_whoever_names_them_and_whoever_does_not():
+    tree = started([Shard("a", hash_range=(0, 9))], checkpoints={"a": NOTHING, "b": NOTHING})
+    tree.learn([Shard("a", closed=True), Shard("b", hash_range=(0, 4))], NOW)
+    assert tree.ready() == [Shard("a", (), True, (0, 9)), Shard("b", hash_range=(0, 4))]
+
+
 def test_a_closed_shard_stays_closed():
     tree = started([Shard("a", closed=True)])
     tree.learn([A], NOW)

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poller.core import envelope
-from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
+from poller.core.stream_envelope import SUB_SEQUENCE_NUMBER, DynamoDbEnvelope, KinesisEnvelope
 from poller.core.windows import Window
+from poller.model import Checkpoint
 
 EXAMPLES = Path(__file__).parent / "event-examples"
 KINESIS = ["kinesis-standard.json", "kinesis-enhanced-fanout.json"]
@@ -138,6 +139,19 @@ def test_a_dynamodb_record_knows_its_number_its_key_and_when_it_arrived():
     assert record.id == "100000000001234567890"
     assert record.key == '{"pk":{"S":"basket#7"},"sk":{"N":"3"}}'
     assert record.arrived == 1768552802.25
+
+
+def test_behind_a_record_its_shard_is_done_up_to_it():
+    assert CLICKS.checkpoint(CLICKS.record(SHARD, HELLO)) == Checkpoint("4967")
+    record = build("dynamodb-stream.json")[0]
+    assert BASKETS.checkpoint(record) == Checkpoint("100000000001234567890")
+
+
+def test_behind_a_record_inside_an_aggregate_only_a_part_of_that_is_done():
+    inner = CLICKS.record(SHARD, {**HELLO, SUB_SEQUENCE_NUMBER: 2})
+    assert CLICKS.checkpoint(inner) == Checkpoint("4967", 2)
+    assert CLICKS.checkpoint(CLICKS.rebuild(SHARD, inner)) == Checkpoint("4967", 2)
+    assert inner.event == CLICKS.record(SHARD, HELLO).event
 
 
 def test_the_key_of_an_item_does_not_depend_on_the_order_of_its_attributes():
