@@ -70,7 +70,7 @@ class ResourceNotFound(AwsError):
 class ShardGone(ResourceNotFound):
     """The stream has this shard no more: all of its records have passed its retention, or it was created anew."""
 
-    CODE = "ShardGone"
+    CODE: ClassVar[str] = "ShardGone"
 
 
 class AccessDenied(AwsError):

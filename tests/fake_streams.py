@@ -61,6 +61,7 @@ class FakeShard:
     dropped: int = 0
     """Records that were there once, in front of the first of `records`."""
     reads: deque[float] = field(default_factory=deque)
+    hash_range: tuple[int, int] = (0, 2**128 - 1)
 
 
 class FakeStream:
@@ -98,11 +99,12 @@ class FakeStream:
             self.shards[parent].children.append(shard.id)
         return shard.id
 
-    def put(self, *data: str, shard: str | None = None, key: str = "customer 1") -> list[str]:
+    def put(self, *data: str | bytes, shard: str | None = None, key: str = "customer 1") -> list[str]:
         """Add records and return their sequence numbers."""
         into = self.shards[shard or next(iter(self.shards))]
         assert not into.closed
-        made = [self.record(self._number(), item, key) for item in data]
+        raw = [item.encode() if isinstance(item, str) else item for item in data]
+        made = [self.record(self._number(), item, key) for item in raw]
         into.records += made
         return [self.number(record) for record in made]
 
@@ -131,7 +133,7 @@ class FakeStream:
     def shard_id(self, number: int) -> str:
         raise NotImplementedError
 
-    def record(self, number: str, data: str, key: str) -> dict[str, Any]:
+    def record(self, number: str, data: bytes, key: str) -> dict[str, Any]:
         raise NotImplementedError
 
     def number(self, record: dict[str, Any]) -> str:
@@ -252,20 +254,34 @@ class FakeKinesis(FakeStream):
     tokens = True
     """False for an emulator that does not know its own NextToken."""
 
+    def __init__(self, shards: int = 1, **more: Any) -> None:
+        super().__init__(shards, **more)
+        for number, shard in enumerate(self.shards.values()):
+            shard.hash_range = (number * 2**128 // shards, (number + 1) * 2**128 // shards - 1)
+
     def split(self, shard: str) -> tuple[str, str]:
-        return self.add(shard), self.add(shard)
+        """Into two halves of its hash keys."""
+        left, right = self.add(shard), self.add(shard)
+        low, high = self.shards[shard].hash_range
+        middle = (low + high) // 2
+        self.shards[left].hash_range, self.shards[right].hash_range = (low, middle), (middle + 1, high)
+        return left, right
 
     def merge(self, one: str, other: str) -> str:
-        return self.add(one, other)
+        """Two neighbours."""
+        merged = self.add(one, other)
+        low, high = sorted((self.shards[one].hash_range, self.shards[other].hash_range))
+        self.shards[merged].hash_range = (low[0], high[1])
+        return merged
 
     def shard_id(self, number: int) -> str:
         return f"shardId-{number:012}"
 
-    def record(self, number: str, data: str, key: str) -> dict[str, Any]:
+    def record(self, number: str, data: bytes, key: str) -> dict[str, Any]:
         return {
             "SequenceNumber": number,
             "ApproximateArrivalTimestamp": round(wall(), 3),
-            "Data": b64encode(data.encode()).decode(),
+            "Data": b64encode(data).decode(),
             "PartitionKey": key,
         }
 
@@ -303,7 +319,7 @@ class FakeKinesis(FakeStream):
     def _described(self, shard: FakeShard) -> dict[str, Any]:
         lineage = dict(zip(("ParentShardId", "AdjacentParentShardId"), shard.parents, strict=False))
         numbers = {"StartingSequenceNumber": "1"} | ({"EndingSequenceNumber": "9"} if shard.closed else {})
-        return {"ShardId": shard.id, "SequenceNumberRange": numbers, **lineage}
+        return {"ShardId": shard.id, "SequenceNumberRange": numbers, "HashKeyRange": _keys(shard), **lineage}
 
     def _get(self, params: dict[str, Any]) -> dict[str, Any]:
         shard, records, onward = self.read(params, 10_000)
@@ -315,11 +331,19 @@ class FakeKinesis(FakeStream):
             "MillisBehindLatest": round(behind * 1000),
         }
         if onward is None:
-            reply["ChildShards"] = [
-                {"ShardId": child, "ParentShards": list(self.shards[child].parents)}
-                for child in shard.children
-            ]
+            reply["ChildShards"] = self.children(shard)
         return reply
+
+    def children(self, shard: FakeShard) -> list[dict[str, Any]]:
+        """What the end of a shard says of those that follow it."""
+        return [
+            {"ShardId": child.id, "ParentShards": list(child.parents), "HashKeyRange": _keys(child)}
+            for child in map(self.shards.__getitem__, shard.children)
+        ]
+
+
+def _keys(shard: FakeShard) -> dict[str, str]:
+    return dict(zip(("StartingHashKey", "EndingHashKey"), map(str, shard.hash_range), strict=True))
 
 
 class FakeDynamoDbStream(FakeStream):
@@ -335,7 +359,7 @@ class FakeDynamoDbStream(FakeStream):
     def shard_id(self, number: int) -> str:
         return f"shardId-{number:020}-00000000"
 
-    def record(self, number: str, data: str, key: str) -> dict[str, Any]:
+    def record(self, number: str, data: bytes, key: str) -> dict[str, Any]:
         return {
             "eventID": f"{int(number) % 10**32:032x}",
             "eventName": "INSERT",
@@ -345,7 +369,7 @@ class FakeDynamoDbStream(FakeStream):
             "dynamodb": {
                 "ApproximateCreationDateTime": math.floor(wall()),
                 "Keys": {"id": {"S": key}},
-                "NewImage": {"id": {"S": key}, "data": {"S": data}},
+                "NewImage": {"id": {"S": key}, "data": {"S": data.decode()}},
                 "SequenceNumber": number[-40:],
                 "SizeBytes": len(data) + len(key) + 6,
                 "StreamViewType": "NEW_AND_OLD_IMAGES",

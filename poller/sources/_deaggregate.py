@@ -18,8 +18,12 @@ from functools import cache
 from hashlib import md5
 from typing import TYPE_CHECKING, Any
 
+from poller.core.stream_envelope import SUB_SEQUENCE_NUMBER
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from poller.model import StartAt
 
     #: A record as the wire has it.
     Wire = dict[str, Any]
@@ -27,9 +31,6 @@ if TYPE_CHECKING:
     Inner = tuple[int | None, Wire]
     #: The lowest and the highest hash key of a shard.
     HashRange = tuple[int, int]
-
-#: A member of ours in records of the wire. Envelopes keep such a record as the receipt, so the engine finds it there.
-SUB_SEQUENCE_NUMBER = "SubSequenceNumber"
 
 _MAGIC = b"\xf3\x89\x9a\xc2"
 _DIGEST_SIZE = 16
@@ -73,6 +74,25 @@ def numbered(inner: Sequence[Inner]) -> list[Wire]:
         wire if sub is None or at == last else {**wire, SUB_SEQUENCE_NUMBER: sub}
         for at, (sub, wire) in enumerate(inner)
     ]
+
+
+class Unpack:
+    """What a reader that begins at `start` makes of a record: the records inside it, numbered.
+
+    Of the record at which it begins, what is done is left out.
+    """
+
+    def __init__(self, start: StartAt, hash_range: HashRange | None) -> None:
+        self._start = start
+        self._hash_range = hash_range
+
+    def __call__(self, wire: Wire) -> list[Wire]:
+        """Return the records, as `numbered` does; none when all of them are done or belong elsewhere."""
+        inner = deaggregate(wire, self._hash_range)
+        done = self._start.sub_sequence_number
+        if done is not None and wire["SequenceNumber"] == self._start.sequence_number:
+            inner = skip_done(inner, done)
+        return numbered(inner)
 
 
 def _message(raw: bytes) -> bytes | None:

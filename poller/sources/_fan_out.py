@@ -16,7 +16,7 @@ import anyio
 
 from poller.errors import AwsError
 from poller.model import Shard
-from poller.sources._deaggregate import deaggregate, numbered, skip_done
+from poller.sources._deaggregate import Unpack
 from poller.sources._subscription import Subscription
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Consumer:
     ) -> AsyncIterator[FanOutReader]:
         """Read `shard` from `start`; see `poller.ports.Source`. For `hash_range` see `poller.sources._deaggregate`."""
         async with Subscription(self.api, self.arn, shard.id, start, self.clock) as subscription:
-            unpack = _Unpack(start, hash_range) if self.deaggregate else None
+            unpack = Unpack(start, hash_range) if self.deaggregate else None
             reader = FanOutReader(shard, subscription, self.envelope, unpack)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(reader.pump)
@@ -59,21 +59,6 @@ class Consumer:
                     yield reader
                 finally:
                     tasks.cancel_scope.cancel()
-
-
-class _Unpack:
-    """Takes records apart; of the one at which the reader starts, what is done is left out."""
-
-    def __init__(self, start: StartAt, hash_range: HashRange | None) -> None:
-        self._start = start
-        self._hash_range = hash_range
-
-    def __call__(self, wire: Wire) -> list[Wire]:
-        inner = deaggregate(wire, self._hash_range)
-        done = self._start.sub_sequence_number
-        if done is not None and wire["SequenceNumber"] == self._start.sequence_number:
-            inner = skip_done(inner, done)
-        return numbered(inner)
 
 
 class FanOutReader:
@@ -85,7 +70,7 @@ class FanOutReader:
     redelivers = False
 
     def __init__(
-        self, shard: Shard, subscription: Subscription, envelope: Envelope, unpack: _Unpack | None = None
+        self, shard: Shard, subscription: Subscription, envelope: Envelope, unpack: Unpack | None = None
     ) -> None:
         self._shard = shard
         self._subscription = subscription

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from poller.model import Record, Shard, StartAt
     from poller.ports import Observer
+    from poller.sources._deaggregate import Unpack
     from poller.sources._stream_api import Api
     from poller.sources._stream_page import Page, Wire
 
@@ -136,7 +138,13 @@ class StreamSource(Generic[_S]):
         aggregated record itself comes first, since the records inside it are not all done.
         """
         reader = StreamReader(
-            self._mapping, shard, self._position(start), self._stream, self._envelope, self._observer
+            self._mapping,
+            shard,
+            self._position(start),
+            self._stream,
+            self._envelope,
+            self._observer,
+            self._unpack(shard, start),
         )
         async with self._stream.reading(shard, reader) as reads:
             await reads.begin(reader.position)
@@ -147,6 +155,10 @@ class StreamSource(Generic[_S]):
                 finally:
                     reads.leave(reader)
                     tasks.cancel_scope.cancel()
+
+    def _unpack(self, shard: Shard, start: StartAt) -> Unpack | None:
+        """What takes records apart, if anything does."""
+        return None
 
     def _position(self, start: StartAt) -> Position:
         if start.kind == "AFTER_SEQUENCE_NUMBER":
@@ -172,6 +184,7 @@ class StreamReader:
         stream: Stream,
         envelope: Envelope,
         observer: Observer,
+        unpack: Unpack | None = None,
     ) -> None:
         self.position = position
         """Where the next page begins."""
@@ -185,13 +198,17 @@ class StreamReader:
         self._stream = stream
         self._envelope = envelope
         self._observer = observer
+        self._unpack = unpack
         self._reads: ShardReads
         self._page: Page | None = None
         self._at = 0
+        # What is left of the record in front of `_at`, taken apart; the page stays in hand as long as there is some.
+        self._inner: deque[Record] = deque()
+        self._taking = anyio.Lock()
         self._arrived: float | None = None
 
     def __repr__(self) -> str:
-        in_hand = len(self._page.records) - self._at if self._page else 0
+        in_hand = len(self._page.records) - self._at + len(self._inner) if self._page else 0
         return f"<StreamReader {self._mapping} {self._shard.id}: {self.doing}, {in_hand} records in hand>"
 
     def start(self, reads: ShardReads, tasks: TaskGroup) -> None:
@@ -206,20 +223,29 @@ class StreamReader:
         Several may receive at the same time; no record is handed out twice. Cancelling it loses none.
         """
         deadline = anyio.current_time() + wait
-        while (page := self._in_hand()) is None:
-            if self.position == END:
-                await anyio.lowlevel.checkpoint()
-                return ()
-            position = self.position
-            found = await self._reads.read(self, deadline)
-            if found is None:
-                return ()
-            # Whoever receives at the same time may have turned to the page already.
-            if not self._in_hand() and self.position == position:
-                self._turn_to(*found)
-                if not self._in_hand():
+        while True:
+            if (page := self._in_hand()) is None:
+                if not await self._read_on(deadline):
                     return ()
-        return await self._take(page, limit)
+            elif self._unpack is None:
+                return await self._take(page, limit)
+            elif inner := await self._take_apart(self._unpack, limit):
+                return inner
+
+    async def _read_on(self, deadline: float) -> bool:
+        """Turn to the next page; False when there are no records to be had."""
+        if self.position == END:
+            await anyio.lowlevel.checkpoint()
+            return False
+        position = self.position
+        found = await self._reads.read(self, deadline)
+        if found is None:
+            return False
+        # Whoever receives at the same time may have turned to the page already.
+        if not self._in_hand() and self.position == position:
+            self._turn_to(*found)
+            return self._in_hand() is not None
+        return True
 
     def _in_hand(self) -> Page | None:
         return self._page
@@ -253,6 +279,41 @@ class StreamReader:
         except SENSELESS as error:
             self._go_back(page, begin)
             raise senseless("GetRecords", error) from error
+        return built
+
+    async def _take_apart(self, unpack: Unpack, limit: int) -> list[Record]:
+        """As `_take`, where nobody knows before how many records there will be; none when all of them belong elsewhere."""
+        taken: list[Record] = []
+        built = 0
+        # One after the other, so that each gets records that follow each other.
+        async with self._taking:
+            while (page := self._in_hand()) and len(taken) < limit:
+                if built >= BUILT_AT_ONCE:
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
+                    built = 0
+                try:
+                    built += self._hand_out(page, unpack, taken, limit)
+                except SENSELESS as error:
+                    self._go_back(page, self._at)
+                    if taken:
+                        break  # whoever comes next is told
+                    raise senseless("GetRecords", error) from error
+        return taken
+
+    def _hand_out(self, page: Page, unpack: Unpack, taken: list[Record], limit: int) -> int:
+        """Move records of one record of the page, or what was left of it, to `taken`; return how many were built."""
+        built = 0
+        if not self._inner:
+            shard_id, build = self._shard.id, self._envelope.record
+            self._inner.extend([build(shard_id, wire) for wire in unpack(page.records[self._at])])
+            self._at += 1
+            built = 1 + len(self._inner)
+        while self._inner and len(taken) < limit:
+            taken.append(self._inner.popleft())
+        if not self._inner:
+            if self._at == len(page.records):
+                self._page = None
+            self._note(page, self._at)
         return built
 
     def _go_back(self, page: Page, at: int) -> None:

@@ -26,6 +26,17 @@ _T = TypeVar("_T")
 PATIENCE = 10
 
 
+async def check_shard(error: ResourceNotFound, shard_id: str, api: StreamApi) -> None:
+    """Raise `ShardGone` when what `error` did not find is a shard that the stream has no more.
+
+    AWS has one code for a stream and for a shard that is not there; the listing knows which. Raises AwsError when there is
+    none, as for a stream that does not exist.
+    """
+    if all(shard.id != shard_id for shard in await api.list_shards()):
+        gone = f"{shard_id} of {api.arn} is gone: {error}"
+        raise ShardGone(gone, code=ShardGone.CODE, operation=error.operation) from error
+
+
 class ShardCalls:
     """The API of one shard. `throttling` is told when it begins and when it ends."""
 
@@ -57,11 +68,8 @@ class ShardCalls:
         try:
             return await self._patiently(call)
         except ResourceNotFound as error:
-            # AWS has one code for a stream and for a shard that is not there; the listing knows which.
-            if any(shard.id == self._shard_id for shard in await self._api.list_shards()):
-                raise
-            gone = f"{self._shard_id} of {self._api.arn} is gone: {error}"
-            raise ShardGone(gone, code=ShardGone.CODE, operation=error.operation) from error
+            await check_shard(error, self._shard_id, self._api)
+            raise
 
     async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
         try:

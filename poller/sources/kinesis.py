@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from poller.errors import RequestRefused, ResourceNotFound
 from poller.model import Shard
+from poller.sources._deaggregate import Unpack
 from poller.sources._stream import Stream, StreamSource
 from poller.sources._stream_api import READ_TIMEOUT, SENSELESS, Reply, senseless
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from poller.model import StartAt
+    from poller.ports import Observer
+    from poller.sources._deaggregate import HashRange
+    from poller.sources._stream import Envelope
     from poller.sources._stream_api import Api
     from poller.sources._stream_page import Position, Wire
 
@@ -107,7 +112,7 @@ class KinesisStream(Stream):
                 reply["Records"],
                 reply.get("NextShardIterator"),
                 None if behind is None else behind / 1000,
-                tuple(_child(child) for child in reply.get("ChildShards") or ()),
+                tuple(child_shard(child) for child in reply.get("ChildShards") or ()),
             )
         except SENSELESS as error:
             raise senseless("GetRecords", error) from error
@@ -123,7 +128,26 @@ class KinesisStream(Stream):
 
 
 class KinesisSource(StreamSource[KinesisStream]):
-    """One data stream as one mapping sees it."""
+    """One data stream as one mapping sees it.
+
+    With `deaggregate` the records inside an aggregate of the Kinesis Producer Library are records of their own, which Lambda
+    does with enhanced fan-out only.
+    """
+
+    def __init__(
+        self,
+        mapping: str,
+        stream: KinesisStream,
+        envelope: Envelope,
+        observer: Observer,
+        *,
+        deaggregate: bool = False,
+    ) -> None:
+        super().__init__(mapping, stream, envelope, observer)
+        self._deaggregate = deaggregate
+
+    def _unpack(self, shard: Shard, start: StartAt) -> Unpack | None:
+        return Unpack(start, shard.hash_range) if self._deaggregate else None
 
 
 def _shards(operation: str, reply: dict[str, Any]) -> list[Shard]:
@@ -136,8 +160,15 @@ def _shards(operation: str, reply: dict[str, Any]) -> list[Shard]:
 def _shard(shard: dict[str, Any]) -> Shard:
     parents = (shard.get("ParentShardId"), shard.get("AdjacentParentShardId"))
     closed = shard["SequenceNumberRange"].get("EndingSequenceNumber") is not None
-    return Shard(shard["ShardId"], tuple(parent for parent in parents if parent), closed)
+    lineage = tuple(parent for parent in parents if parent)
+    return Shard(shard["ShardId"], lineage, closed, _hash_range(shard))
 
 
-def _child(child: dict[str, Any]) -> Shard:
-    return Shard(child["ShardId"], tuple(child.get("ParentShards") or ()))
+def child_shard(child: dict[str, Any]) -> Shard:
+    """One of the ChildShards that a closed shard ends with."""
+    return Shard(child["ShardId"], tuple(child.get("ParentShards") or ()), hash_range=_hash_range(child))
+
+
+def _hash_range(shard: dict[str, Any]) -> HashRange | None:
+    keys = shard.get("HashKeyRange")
+    return keys and (int(keys["StartingHashKey"]), int(keys["EndingHashKey"]))

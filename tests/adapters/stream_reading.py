@@ -60,10 +60,10 @@ class Rig:
     def of(cls, kind: str, **settings: Any) -> Rig:
         return cls(make_fake(kind), **settings)
 
-    def source(self, mapping: str = "clicks") -> StreamSource[Any]:
+    def source(self, mapping: str = "clicks", *, deaggregate: bool = False) -> StreamSource[Any]:
         if isinstance(self.stream, KinesisStream):
             envelope = KinesisEnvelope(self.stream.arn, REGION, ROLE)
-            return KinesisSource(mapping, self.stream, envelope, self.listener)
+            return KinesisSource(mapping, self.stream, envelope, self.listener, deaggregate=deaggregate)
         assert isinstance(self.stream, DynamoDbStream)
         return DynamoDbSource(mapping, self.stream, DynamoDbEnvelope(self.stream.arn, REGION), self.listener)
 

@@ -10,13 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller.sources._deaggregate import (
-    SUB_SEQUENCE_NUMBER,
-    aggregated_record,
-    deaggregate,
-    numbered,
-    skip_done,
-)
+from poller.core.stream_envelope import SUB_SEQUENCE_NUMBER
+from poller.sources._deaggregate import aggregated_record, deaggregate, numbered, skip_done
 
 #: Made with aws-kinesis-agg 1.2.3, an implementation that shares nothing with ours: three records, the first with the explicit
 #: hash key 2**127 - 1, the second with none, the third with 2**128 - 1.

@@ -3,7 +3,6 @@ from __future__ import annotations
 import random
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
-from hashlib import md5
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -13,6 +12,7 @@ from aiohttp import ClientPayloadError
 
 from poller.aws.session import AwsSession
 from poller.config import Aws
+from poller.core.stream_envelope import SUB_SEQUENCE_NUMBER
 from poller.errors import (
     AccessDenied,
     BadReply,
@@ -22,9 +22,9 @@ from poller.errors import (
     Unreachable,
 )
 from poller.model import Record, Shard, StartAt
-from poller.sources._deaggregate import SUB_SEQUENCE_NUMBER, aggregated_record
 from poller.sources._fan_out import Consumer
 from poller.sources._subscription import ensure_consumer
+from tests.adapters.aggregates import packed
 from tests.adapters.pushed_shard import (
     ARN,
     END,
@@ -228,15 +228,9 @@ async def test_settling_is_nothing_and_records_are_as_the_envelope_makes_them() 
 # --- aggregates ---------------------------------------------------------------------------------------------------------
 
 
-def packed(*texts: bytes) -> bytes:
-    inner = [{"partition_key_index": 0, "data": text} for text in texts]
-    message = aggregated_record()(partition_key_table=[b"inner"], records=inner).SerializeToString()
-    return b"\xf3\x89\x9a\xc2" + bytes(message) + md5(message).digest()
-
-
 def with_aggregate() -> Script:
     told = event(1, 2, 3)
-    told["SubscribeToShardEvent"]["Records"][1] = wire_record(2, packed(b"a", b"b", b"c"))
+    told["SubscribeToShardEvent"]["Records"][1] = wire_record(2, packed("a", "b", "c"))
     return Script([[told, END]])
 
 

@@ -11,18 +11,21 @@ from tests.adapters.stream_reading import LATEST, Rig, after, data, drain, idle,
 from tests.engine.fakes import virtual
 from tests.fake_streams import DAY, EPOCH, FakeKinesis
 
+HALF = 2**127
+
 
 @virtual
 async def test_a_listing_of_many_shards_is_read_to_its_end() -> None:
-    fake = FakeKinesis(7)
+    fake = FakeKinesis(8)
     fake.page = 3
     left, right = fake.split("shardId-000000000001")
     merged = fake.merge(left, right)
     shards = await Rig(fake).source().shards()
     assert [shard.id for shard in shards] == list(fake.shards)
-    assert Shard("shardId-000000000001", (), closed=True) in shards
-    assert Shard(left, ("shardId-000000000001",), closed=True) in shards
-    assert Shard(merged, (left, right)) in shards
+    eighth = 2**125
+    assert Shard("shardId-000000000001", (), True, (eighth, 2 * eighth - 1)) in shards
+    assert Shard(left, ("shardId-000000000001",), True, (eighth, eighth * 3 // 2 - 1)) in shards
+    assert Shard(merged, (left, right), False, (eighth, 2 * eighth - 1)) in shards
     assert [call.operation for call in fake.calls] == ["ListShards"] * 4
 
 
@@ -68,7 +71,10 @@ async def test_a_split_shard_names_its_children_at_its_end() -> None:
     async with rig.open() as reader:
         assert not reader.children
         assert await drain(reader) == ["one"]
-        assert reader.children == (Shard(left, (parent,)), Shard(right, (parent,)))
+        assert reader.children == (
+            Shard(left, (parent,), hash_range=(0, HALF - 1)),
+            Shard(right, (parent,), hash_range=(HALF, 2 * HALF - 1)),
+        )
 
 
 @virtual
@@ -80,7 +86,7 @@ async def test_a_merged_shard_is_named_by_both_parents() -> None:
     for parent in (one, other):
         async with rig.open(shard=parent) as reader:
             await drain(reader)
-            assert reader.children == (Shard(merged, (one, other)),)
+            assert reader.children == (Shard(merged, (one, other), hash_range=(0, 2 * HALF - 1)),)
 
 
 @virtual
