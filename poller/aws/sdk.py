@@ -60,6 +60,8 @@ def refuse_cut_off_json(client: Any) -> None:
 
 
 def _check_json(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+    if operation_model.has_event_stream_output:
+        return  # no JSON, and not there yet
     service = operation_model.service_model
     if response_dict["status_code"] != 200 or service.resolved_protocol != "json":
         return

@@ -7,16 +7,17 @@ wanted, and all is shared: two hundred queues of one region use one client and o
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from poller import __version__
+from poller.aws.calls import HOT_OPERATIONS
 from poller.aws.credentials import Credentials
 from poller.aws.errors import foreign, translate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
     import aiohttp
@@ -27,16 +28,22 @@ if TYPE_CHECKING:
     from poller.ports import Observer
 
 _Key = tuple[str, str | None]
+#: Calls of one service in one region: operation, parameters, seconds until it is given up. Raises `poller.errors.AwsError`.
+Api = Callable[[str, dict[str, Any], float], Awaitable[dict[str, Any]]]
 COLD_ATTEMPTS = 3
 COLD_CONNECTIONS = 50
 #: With ``wire = "sdk"`` each long poll occupies a connection of the client's pool.
 HOT_CONNECTIONS = 2000
+#: An event stream occupies a connection for as long as it lasts: with enhanced fan-out, one for each shard and consumer of a
+#: region. The next one waits until its call has timed out.
+STREAMING_CONNECTIONS = 2000
 
 
 class AwsSession:
     """Clients and calls with one configuration. An async context manager; leaving it closes every connection.
 
-    `call` and what `hot` returns raise `poller.errors.AwsError` only. A region of None is the configured one.
+    `call` and what `api`, `streaming` and `hot` return raise `poller.errors.AwsError` only. A region of None is the
+    configured one.
     """
 
     def __init__(self, config: Aws, observer: Observer) -> None:
@@ -50,6 +57,7 @@ class AwsSession:
         self._clients: dict[_Key, Any] = {}
         self._cold: dict[_Key, SdkCalls] = {}
         self._hot: dict[_Key, HotApi] = {}
+        self._streaming: dict[_Key, SdkCalls] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,6 +92,38 @@ class AwsSession:
             client = await self.client(service, region)
             self._cold[key] = SdkCalls(service, client, self._credentials, self._observer)
         return await self._cold[key].call(operation, params or {}, timeout=timeout)
+
+    async def api(self, service: str, region: str | None = None) -> Api:
+        """Return all calls of "sqs", "kinesis" or "dynamodbstreams": the hot ones over the wire, the others as `call`."""
+        hot = await self.hot(service, region)
+        hot_operations = HOT_OPERATIONS[service]
+
+        async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+            if operation in hot_operations:
+                return await hot.call(operation, params, timeout=timeout)
+            return await self.call(service, operation, params, region=region, timeout=timeout)
+
+        return call
+
+    async def streaming(self, service: str, region: str | None = None) -> Api:
+        """Return the calls that answer with an event stream (SubscribeToShard), on `STREAMING_CONNECTIONS` of their own.
+
+        The timeout is that of the call; the stream in its reply lasts as long as AWS keeps it up, raises what botocore and
+        aiohttp raise, and occupies its connection until it is closed. Nothing is retried.
+        """
+        key = (service, region)
+        async with self._opening:
+            if key not in self._streaming:
+                from poller.aws.sdk import SdkCalls
+
+                client = await self._new_client(key, attempts=1, connections=STREAMING_CONNECTIONS)
+                self._streaming[key] = SdkCalls(service, client, self._credentials, self._observer)
+        calls = self._streaming[key]
+
+        async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+            return await calls.call(operation, params, timeout=timeout)
+
+        return call
 
     async def hot(self, service: str, region: str | None = None) -> HotApi:
         """Return the hot calls of "sqs", "kinesis" or "dynamodbstreams", over the configured wire."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 from anyio import create_task_group
 from anyio.lowlevel import checkpoint
@@ -175,6 +176,61 @@ async def test_stream_records_stay_base64_and_their_times_numbers(
     api = await hot(session, service, naps)
     aws.script("GetRecords", Reply(RECORDS[service]))
     assert await api.call("GetRecords", {"ShardIterator": "AAAA", "Limit": 10}, timeout=5) == RECORDS[service]
+
+
+STREAM_REFUSALS = [
+    ("kinesis", Refuse("ProvisionedThroughputExceededException"), Throttled),
+    ("kinesis", Refuse("LimitExceededException"), Throttled),
+    ("kinesis", Refuse("ExpiredIteratorException"), RequestRefused),
+    ("kinesis", Refuse("ResourceNotFoundException"), ResourceNotFound),
+    ("kinesis", Refuse("KMSAccessDeniedException"), AccessDenied),
+    ("dynamodbstreams", Refuse("com.amazonaws.dynamodb.v20120810#TrimmedDataAccessException"), RequestRefused),
+    ("dynamodbstreams", Refuse("com.amazonaws.dynamodb.v20120810#ExpiredIteratorException"), RequestRefused),
+    ("dynamodbstreams", Refuse("com.amazonaws.dynamodb.v20120810#ResourceNotFoundException"), ResourceNotFound),
+    ("dynamodbstreams", Refuse("com.amazonaws.dynamodb.v20120810#LimitExceededException"), Throttled),
+    ("dynamodbstreams", Refuse("InternalServerError", status=500), ServiceFault),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("service", "refusal", "kind"), STREAM_REFUSALS)
+async def test_a_read_of_a_stream_that_is_refused_is_an_error_of_its_class_and_is_left_to_the_reader(
+    service: str, refusal: Refuse, kind: type[AwsError], aws: ScriptedAws, session: AwsSession, facts: Facts
+) -> None:
+    api = await session.api(service)
+    aws.script("GetRecords", refusal)
+    with pytest.raises(AwsError) as caught:
+        await api("GetRecords", {"ShardIterator": "AAAA"}, 5)
+    assert type(caught.value) is kind
+    assert (caught.value.code, caught.value.operation) == (refusal.code.rpartition("#")[2], "GetRecords")
+    assert facts.outcomes() == [caught.value.code]
+    assert len(aws.requests) == 1
+
+
+@pytest.mark.parametrize("service", RECORDS)
+async def test_a_read_of_a_stream_that_is_cut_off_is_no_empty_one(
+    service: str, aws: ScriptedAws, session: AwsSession
+) -> None:
+    api = await session.api(service)
+    whole = orjson.dumps(RECORDS[service])
+    aws.script("GetRecords", Raw(whole[: len(whole) // 2]))
+    with pytest.raises(BadReply):
+        await api("GetRecords", {"ShardIterator": "AAAA"}, 5)
+
+
+@pytest.mark.parametrize("service", RECORDS)
+async def test_the_calls_of_a_stream_go_to_one_place_and_all_of_them_are_told(
+    service: str, aws: ScriptedAws, session: AwsSession, facts: Facts
+) -> None:
+    aws.script("GetShardIterator", Reply({"ShardIterator": "AAAA"}))
+    aws.script("GetRecords", Reply(RECORDS[service]))
+    api = await session.api(service)
+    where = {"ShardId": "shardId-00000000000000000000-00000000", "ShardIteratorType": "LATEST"}
+    arn = "StreamARN" if service == "kinesis" else "StreamArn"
+    stream = {arn: f"arn:aws:kinesis:{aws.region}:123456789012:stream/clicks-and-a-longer-name"}
+    sought = await api("GetShardIterator", where | stream, 10)
+    assert await api("GetRecords", sought, 5) == RECORDS[service]
+    told = [(fact.service, fact.operation, fact.outcome) for fact in facts.requests]
+    assert told == [(service, "GetShardIterator", "ok"), (service, "GetRecords", "ok")]
 
 
 REFUSALS = [
