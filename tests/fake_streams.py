@@ -1,16 +1,18 @@
 """A Kinesis data stream and the stream of a DynamoDB table in memory, on anyio's clock, as their APIs behave on AWS.
 
 Both keep records in shards with sequence numbers that grow with time, hand out iterators that expire, drop what is older than
-the retention, refuse the sixth read of a shard within a second (Kinesis), and end a closed shard with a null iterator. What
+the retention, refuse the sixth read of a shard within a second (Kinesis), and end a closed shard with a null iterator. Kinesis
+pushes records to consumers too. What
 else goes wrong is scripted, call by call, with `script`.
 """
 
 from __future__ import annotations
 
 import math
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ import anyio
 from poller.errors import AwsError, RequestRefused, ResourceNotFound, Throttled, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
 
 #: Unix time at which the fakes' clock begins.
 EPOCH = 1_700_000_000.0
@@ -302,6 +304,8 @@ class FakeKinesis(FakeStream):
                 return {"ShardIterator": self.seek(params, params.get("StartingSequenceNumber"))}
             case "GetRecords":
                 return self._get(params)
+            case "SubscribeToShard":
+                return {"EventStream": Pushed(self, params)}
         raise AssertionError(f"nobody should call {operation}")
 
     def _list(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -340,6 +344,46 @@ class FakeKinesis(FakeStream):
             {"ShardId": child.id, "ParentShards": list(child.parents), "HashKeyRange": _keys(child)}
             for child in map(self.shards.__getitem__, shard.children)
         ]
+
+
+class Pushed:
+    """The events of one subscription, as botocore hands them out: what is there, then what comes, and a beat every 5 s."""
+
+    def __init__(self, fake: FakeKinesis, params: dict[str, Any]) -> None:
+        position = params["StartingPosition"]
+        where = {**position, "ShardId": params["ShardId"], "ShardIteratorType": position["Type"]}
+        self._fake = fake
+        self._at = fake._iterators[fake.seek(where, position.get("SequenceNumber"))]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        fake, (shard_id, index, began) = self._fake, self._at
+        told_at = -math.inf
+        while anyio.current_time() < began + 300:
+            shard = fake._shard(shard_id)
+            records = shard.records[max(0, index - shard.dropped) :]
+            if records or shard.closed or anyio.current_time() - told_at >= 5:
+                index = shard.dropped + len(shard.records)
+                told_at = anyio.current_time()
+                yield {"SubscribeToShardEvent": self._told(shard, records)}
+                if shard.closed:
+                    return
+            await anyio.sleep(0.07)
+
+    def _told(self, shard: FakeShard, records: list[dict[str, Any]]) -> dict[str, Any]:
+        told = {
+            "Records": [_as_botocore_has_it(record) for record in records],
+            "ContinuationSequenceNumber": self._fake.number(shard.records[-1]) if shard.records else "1",
+            "MillisBehindLatest": 0,
+        }
+        return told | ({"ChildShards": self._fake.children(shard)} if shard.closed else {})
+
+
+def _as_botocore_has_it(record: dict[str, Any]) -> dict[str, Any]:
+    arrived = datetime.fromtimestamp(record["ApproximateArrivalTimestamp"], UTC)
+    return {**record, "Data": b64decode(record["Data"]), "ApproximateArrivalTimestamp": arrived}
 
 
 def _keys(shard: FakeShard) -> dict[str, str]:

@@ -362,7 +362,7 @@ class ShardReads:
         """
         api = self._api
         silent = api.trims_silently and cursor.sought and position.sequence_number and reply.records
-        if not silent or api.arrived(reply.records[0]) > self._wall() - api.retention + NEAR_HORIZON:
+        if not silent or not may_be_oldest(api.arrived(reply.records[0]), api, self._wall()):
             return False
         first = api.number(reply.records[0])
         if first == position.sequence_number:
@@ -377,6 +377,11 @@ class ShardReads:
         self._throttled = throttled
         for reader in self.readers:
             reader.doing = THROTTLED if throttled else READING
+
+
+def may_be_oldest(arrived: float, api: StreamApi, now: float) -> bool:
+    """Whether a record that arrived then may be the first one that its shard still has; Unix times."""
+    return arrived <= now - api.retention + NEAR_HORIZON
 
 
 def _outlived(error: AwsError, position: Position) -> bool:

@@ -17,6 +17,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from poller.aws.errors import foreign, translate
 from poller.errors import AwsError, BadReply, ResourceNotFound, Throttled
+from poller.sources._stream_api import SENSELESS
+from poller.sources.kinesis import child_shard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     #: One call of the Kinesis API: operation, parameters, seconds until it is given up. Raises AwsError.
     Api = Callable[[str, dict[str, Any], float], Awaitable[dict[str, Any]]]
-    #: One event, as plain JSON: Records, ContinuationSequenceNumber, MillisBehindLatest, ChildShards.
+    #: One event, its records as plain JSON: Records, ContinuationSequenceNumber, MillisBehindLatest, ChildShards.
     Page = dict[str, Any]
 
 #: Seconds for a call, the stream of events excepted.
@@ -217,9 +219,9 @@ def _page(event: dict[str, Any]) -> Page:
             "Records": [_wire(record) for record in told["Records"]],
             "ContinuationSequenceNumber": told.get("ContinuationSequenceNumber"),
             "MillisBehindLatest": told["MillisBehindLatest"],
-            "ChildShards": told.get("ChildShards") or [],
+            "ChildShards": [child_shard(child) for child in told.get("ChildShards") or ()],
         }
-    except (AttributeError, KeyError, TypeError) as error:
+    except SENSELESS as error:
         raise _unreadable(_SUBSCRIBE) from error
 
 

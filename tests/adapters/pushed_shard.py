@@ -15,9 +15,10 @@ from botocore.exceptions import EventStreamError
 from poller.aws.errors import foreign, translate
 from poller.errors import AwsError, RequestRefused
 from poller.model import Record, Shard, StartAt
-from poller.sources._fan_out import Consumer
 from poller.sources._subscription import Subscription
-from tests.engine.fakes import EPOCH
+from poller.sources.fan_out import FanOutSource
+from poller.sources.kinesis import KinesisStream
+from tests.engine.fakes import EPOCH, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 SHARD = Shard("shardId-000000000000")
 ARN = "arn:aws:kinesis:eu-west-1:000000000000:stream/s/consumer/c:1"
+
+
+def wall() -> float:
+    return EPOCH + anyio.current_time()
 
 
 class Envelope:
@@ -54,7 +59,10 @@ def event(*numbers: int, after: int = 0, behind: int = 0, children: Sequence[str
         "MillisBehindLatest": behind,
     }
     if children:
-        told["ChildShards"] = [{"ShardId": child, "ParentShards": [SHARD.id]} for child in children]
+        keys = {"StartingHashKey": "0", "EndingHashKey": "9"}
+        told["ChildShards"] = [
+            {"ShardId": child, "ParentShards": [SHARD.id], "HashKeyRange": keys} for child in children
+        ]
     return {"SubscribeToShardEvent": told}
 
 
@@ -117,10 +125,36 @@ class Script:
         return {"EventStream": self.streams[-1]}
 
     def subscribe(self, start: StartAt = StartAt()) -> Subscription:  # noqa: B008  (frozen)
-        return Subscription(self.api, ARN, SHARD.id, start, clock=lambda: EPOCH + anyio.current_time())
+        return Subscription(self.api, ARN, SHARD.id, start, clock=wall)
 
-    def consumer(self, *, deaggregate: bool = False) -> Consumer:
-        return Consumer(self.api, ARN, Envelope(), deaggregate=deaggregate)
+    def consumer(self, *, deaggregate: bool = False) -> FanOutSource:
+        return fan_out(self.api, deaggregate=deaggregate)
+
+
+def fan_out(
+    api: Api,
+    arn: str = ARN,
+    *,
+    listing: Api | None = None,
+    observer: Recorder | None = None,
+    deaggregate: bool = False,
+) -> FanOutSource:
+    """One mapping; without a `listing` nothing should ask for the shards."""
+
+    async def connect() -> Api:
+        return api
+
+    async def listed(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        assert listing, f"nobody should call {operation}"
+        return await listing(operation, params, timeout)
+
+    async def connect_listing() -> Api:
+        return listed
+
+    stream = KinesisStream(arn.partition("/consumer/")[0], connect_listing, wall=wall)
+    return FanOutSource(
+        "clicks", stream, arn, connect, Envelope(), observer or Recorder(), deaggregate=deaggregate
+    )
 
 
 END = event(after=900, children=["shardId-1", "shardId-2"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -12,32 +13,37 @@ from aiohttp import ClientPayloadError
 
 from poller.aws.session import AwsSession
 from poller.config import Aws
-from poller.core.stream_envelope import SUB_SEQUENCE_NUMBER
+from poller.core.stream_envelope import SUB_SEQUENCE_NUMBER, KinesisEnvelope
 from poller.errors import (
     AccessDenied,
+    AwsError,
     BadReply,
     RequestRefused,
     ResourceNotFound,
+    ShardGone,
     Throttled,
     Unreachable,
 )
-from poller.model import Record, Shard, StartAt
-from poller.sources._fan_out import Consumer
+from poller.model import ApiRequest, Record, Shard, StartAt, Trimmed
 from poller.sources._subscription import ensure_consumer
+from poller.sources.fan_out import FanOutReader, FanOutSource
+from poller.sources.kinesis import KinesisStream
 from tests.adapters.aggregates import packed
 from tests.adapters.pushed_shard import (
     ARN,
     END,
     SHARD,
-    Envelope,
     Script,
     event,
+    fan_out,
     in_use,
     kinesis_api,
     sent_error,
     wire_record,
 )
+from tests.adapters.stream_reading import Listener
 from tests.engine.fakes import EPOCH, Recorder, settle_down, virtual
+from tests.fake_streams import DAY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -95,7 +101,7 @@ class Pushing:
 
     async def read(self) -> list[int]:
         self.began = anyio.current_time()
-        consumer = Consumer(self.api, ARN, Envelope())
+        consumer = fan_out(self.api)
         numbers: list[int] = []
         async with consumer.open(SHARD, StartAt()) as reader:
             while not reader.ended:
@@ -109,7 +115,7 @@ class Pushing:
                 numbers += [int(record.id) for record in records]
                 if self.chance.random() < 0.05:
                     await anyio.sleep(self.chance.choice([1, 400]))
-        assert reader.children == (Shard("shardId-1", (SHARD.id,)),)
+        assert reader.children == (Shard("shardId-1", (SHARD.id,), hash_range=(0, 9)),)
         return numbers
 
 
@@ -161,6 +167,15 @@ async def test_a_receive_returns_empty_after_its_wait_and_loses_nothing() -> Non
         assert numbers(await reader.receive(10, 1000)) == [1]
         assert (reader.behind, reader.doing) == (0, "idle")
         assert repr(reader) == f"<FanOutReader {SHARD.id}: idle, 0 records ready>"
+
+
+@virtual
+async def test_a_timestamp_is_exact_though_a_request_says_whole_seconds() -> None:
+    script = Script([[event(1, 2), event(3, 4), event(1), END]])
+    async with script.consumer().open(SHARD, StartAt("AT_TIMESTAMP", timestamp=EPOCH + 3.5)) as reader:
+        assert numbers(await reader.receive(10, 1)) == [4]
+        # What follows is later, whatever the clocks of AWS's machines say.
+        assert numbers(await reader.receive(10, 1)) == [1]
 
 
 @virtual
@@ -223,6 +238,106 @@ async def test_settling_is_nothing_and_records_are_as_the_envelope_makes_them() 
         },
         records[0].receipt,
     )
+
+
+# --- what is gone -------------------------------------------------------------------------------------------------------
+
+
+def shard_listed(*shards: str) -> dict[str, Any]:
+    return {"Shards": [{"ShardId": shard, "SequenceNumberRange": {}} for shard in shards]}
+
+
+class Polled:
+    """What polling the stream answers."""
+
+    def __init__(self, *shards: str, oldest: int | AwsError | None = None) -> None:
+        self.shards = shards
+        self.oldest = oldest
+        self.asked: list[str] = []
+
+    async def api(self, operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        self.asked.append(operation)
+        if operation == "ListShards":
+            return shard_listed(*self.shards)
+        if isinstance(self.oldest, AwsError):
+            raise self.oldest
+        if operation == "GetShardIterator":
+            assert params["ShardIteratorType"] == "TRIM_HORIZON"
+            return {"ShardIterator": "oldest"}
+        assert params["Limit"] == 1
+        records = [] if self.oldest is None else [{"SequenceNumber": f"{self.oldest:03d}"}]
+        return {"Records": records, "NextShardIterator": "x"}
+
+
+@virtual
+async def test_a_shard_that_is_gone_is_told_from_what_else_may_be_missing() -> None:
+    gone = Polled("shardId-another")
+    with pytest.raises(ShardGone, match=f"{SHARD.id} of arn:.*stream/s is gone"):
+        async with fan_out(Script([ResourceNotFound("no")]).api, listing=gone.api).open(SHARD, StartAt()):
+            pass
+    script = Script([ResourceNotFound("no such consumer")])
+    with pytest.raises(ResourceNotFound, match="no such consumer") as caught:
+        async with fan_out(script.api, listing=Polled(SHARD.id).api).open(SHARD, StartAt()):
+            pass
+    assert type(caught.value) is ResourceNotFound
+
+
+@virtual
+async def test_a_shard_that_vanishes_while_it_is_read_is_said_to_be_gone() -> None:
+    script = Script([[event(1)], ResourceNotFound("no")])
+    async with fan_out(script.api, listing=Polled().api).open(SHARD, StartAt()) as reader:
+        assert numbers(await reader.receive(1, 1)) == [1]
+        with pytest.raises(ShardGone):
+            await reader.receive(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("start", "oldest", "told"),
+    [
+        (StartAt("AFTER_SEQUENCE_NUMBER", "003"), 5, ["003"]),
+        (StartAt("AFTER_SEQUENCE_NUMBER", "003", 7), 5, ["003"]),
+        (StartAt("AFTER_SEQUENCE_NUMBER", "004"), 4, []),
+        (StartAt("AFTER_SEQUENCE_NUMBER", "004"), None, []),
+        (StartAt("AFTER_SEQUENCE_NUMBER", "004"), Throttled("slower"), []),
+        (StartAt("AFTER_SEQUENCE_NUMBER", "005", 7), 5, []),
+        (StartAt(), 5, []),
+    ],
+)
+@virtual
+async def test_records_that_were_trimmed_before_they_were_read_are_told_and_the_others_received(
+    start: StartAt, oldest: Any, told: list[str]
+) -> None:
+    await anyio.sleep(DAY - 60)
+    listener = Listener()
+    polled = Polled(SHARD.id, oldest=oldest)
+    script = Script([[event(5), event(6), END]])
+    async with fan_out(script.api, listing=polled.api, observer=listener).open(SHARD, start) as reader:
+        assert numbers(await reader.receive(1, 1)) == [5]
+        assert numbers(await reader.receive(1, 1)) == [6]
+        await settle_down()
+    assert listener.of(Trimmed) == [Trimmed("clicks", SHARD.id, number, None) for number in told]
+    assert len(polled.asked) <= 2
+
+
+@virtual
+async def test_for_young_records_nobody_asks_what_was_trimmed() -> None:
+    script = Script([[event(5), END]])
+    async with script.consumer().open(SHARD, StartAt("AFTER_SEQUENCE_NUMBER", "003")) as reader:
+        assert numbers(await reader.receive(1, 1)) == [5]
+        await settle_down()
+
+
+@virtual
+async def test_the_shards_are_listed_anew_once_one_has_ended() -> None:
+    polled = Polled(SHARD.id)
+    source = fan_out(Script([[END]]).api, listing=polled.api)
+    assert [shard.id for shard in await source.shards()] == [SHARD.id]
+    polled.shards = (SHARD.id, "shardId-1", "shardId-2")
+    async with source.open(SHARD, StartAt()) as reader:
+        await reader.receive(1, 1)
+        assert reader.ended
+        await settle_down()
+    assert len(await source.shards()) == 3
 
 
 # --- aggregates ---------------------------------------------------------------------------------------------------------
@@ -304,7 +419,7 @@ async def test_over_a_server_the_records_are_those_of_polling(emulator: Emulator
             await api("PutRecords", {"StreamARN": arn, "Records": records}, 10)
 
         await put(b"1", b"\x00\xff")
-        async with Consumer(api, consumer_arn, Envelope()).open(SHARD, StartAt()) as reader:
+        async with fan_out(api, consumer_arn).open(SHARD, StartAt()) as reader:
             read = [*await reader.receive(10, 10)]
             await put(b"3")
             read += await reader.receive(10, 10)
@@ -324,7 +439,7 @@ async def test_over_a_server_a_second_subscription_is_refused_and_errors_among_t
     async with kinesis_api(emulator.endpoint_url) as api:
         arn = await make_stream(api)
         consumer_arn = await ensure_consumer(api, arn, "c")
-        async with Consumer(api, consumer_arn, Envelope()).open(SHARD, StartAt()) as reader:
+        async with fan_out(api, consumer_arn).open(SHARD, StartAt()) as reader:
             assert await reader.receive(10, 0) == []
             start = {"ConsumerARN": consumer_arn, "ShardId": SHARD.id, "StartingPosition": {"Type": "LATEST"}}
             with pytest.raises(RequestRefused) as caught:
@@ -337,8 +452,69 @@ async def test_over_a_server_a_second_subscription_is_refused_and_errors_among_t
 
 @pytest.mark.anyio
 @pytest.mark.slow
-async def test_over_a_server_a_missing_consumer_is_told(emulator: Emulator) -> None:
+async def test_over_a_server_a_missing_stream_consumer_and_shard_are_told_apart(emulator: Emulator) -> None:
     async with kinesis_api(emulator.endpoint_url) as api:
-        with pytest.raises(ResourceNotFound):
-            async with Consumer(api, ARN, Envelope()).open(SHARD, StartAt()):
-                pass
+        arn = await make_stream(api)
+        missing = [
+            (ARN, SHARD, ResourceNotFound),
+            (f"{arn}/consumer/c:1", SHARD, ResourceNotFound),
+            (await ensure_consumer(api, arn, "c"), Shard("shardId-000000009999"), ShardGone),
+        ]
+        for consumer_arn, shard, kind in missing:
+            with pytest.raises(ResourceNotFound) as caught:
+                async with fan_out(api, consumer_arn, listing=api).open(shard, StartAt()):
+                    pass
+            assert type(caught.value) is kind
+            assert caught.value.operation in ("SubscribeToShard", "ListShards")
+
+
+@pytest.mark.anyio
+@pytest.mark.slow
+async def test_over_a_server_and_the_session_a_consumer_is_registered_and_its_records_are_pushed(
+    emulator: Emulator,
+) -> None:
+    facts = Recorder()
+    config = Aws(region="eu-west-1", endpoint_url=emulator.endpoint_url)
+    async with AwsSession(config, facts) as session:
+        api = await session.api("kinesis")
+        arn = await make_stream(api)
+        consumer_arn = await ensure_consumer(api, arn, "poller")
+        stream = KinesisStream(arn, partial(session.api, "kinesis"))
+        envelope = KinesisEnvelope(consumer_arn, "eu-west-1", "arn:aws:iam::123456789012:role/poller")
+
+        async def put(*texts: str | bytes) -> None:
+            raw = [text.encode() if isinstance(text, str) else text for text in texts]
+            records = [{"Data": one, "PartitionKey": "k"} for one in raw]
+            await api("PutRecords", {"StreamARN": arn, "Records": records}, 10)
+
+        async def received(reader: FanOutReader, count: int) -> list[Record]:
+            got: list[Record] = []
+            while len(got) < count:
+                got += await reader.receive(count - len(got), 10)
+            return got
+
+        def source() -> FanOutSource:
+            connect = partial(session.streaming, "kinesis")
+            return FanOutSource("clicks", stream, consumer_arn, connect, envelope, facts)
+
+        (shard,) = await source().shards()
+        await put("before")
+        async with source().open(shard, StartAt("LATEST")) as reader:
+            await put("one", packed("two", "three"))
+            records = await received(reader, 2)
+        assert texts_of(records) == ["one", "two"]
+        assert records[0].event["eventSourceARN"] == consumer_arn
+        done = envelope.checkpoint(records[-1])
+        assert done.sub_sequence_number == 0
+        await put("four")
+        start = StartAt("AFTER_SEQUENCE_NUMBER", done.sequence_number, done.sub_sequence_number)
+        async with source().open(shard, start) as reader:
+            records = await received(reader, 2)
+            assert texts_of(records) == ["three", "four"]
+        assert envelope.checkpoint(records[0]).sub_sequence_number is None
+    told = {(fact.service, fact.operation, fact.outcome) for fact in facts.of(ApiRequest)}
+    assert {("kinesis", "SubscribeToShard", "ok"), ("kinesis", "ListShards", "ok")} <= told
+
+
+def texts_of(records: Sequence[Record]) -> list[str]:
+    return [b64decode(record.event["kinesis"]["data"]).decode() for record in records]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import b64decode
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -15,13 +16,13 @@ import orjson
 import pytest
 from trio.testing import MockClock
 
-from poller.aws.calls import HOT_OPERATIONS
 from poller.aws.session import AwsSession
 from poller.config import Aws
 from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
 from poller.errors import ResourceNotFound, ShardGone
 from poller.model import Shard, StartAt
 from poller.sources.dynamodb_streams import DynamoDbSource, DynamoDbStream
+from poller.sources.fan_out import FanOutSource, ensure_consumer
 from poller.sources.kinesis import KinesisSource, KinesisStream
 from tests.engine.fakes import Recorder
 from tests.fake_streams import FakeDynamoDbStream, FakeKinesis, wall
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from poller.model import Record
-    from poller.sources._stream import StreamReader, StreamSource
+    from poller.ports import Reader, Source
     from poller.sources._stream_api import Api
 
 pytestmark = pytest.mark.anyio
 
 ACCOUNT = "000000000000"
 REGION = "eu-west-1"
+MAPPINGS = ["orders", "one", "other"]
 ROLE = "arn:aws:iam::123456789012:role/poller"
 TRIM_HORIZON = StartAt("TRIM_HORIZON")
 LATEST = StartAt("LATEST")
@@ -68,13 +70,13 @@ class Place(ABC):
     def _stream(self, arn: str) -> Any: ...
 
     @abstractmethod
-    def _source(self, mapping: str, stream: Any) -> StreamSource[Any]: ...
+    def _source(self, mapping: str, stream: Any) -> Source: ...
 
     @property
-    def missing(self) -> StreamSource[Any]:
+    def missing(self) -> Source:
         return self._source("orders", self._stream(self.missing_arn))
 
-    def source(self, mapping: str = "orders") -> StreamSource[Any]:
+    def source(self, mapping: str = "orders") -> Source:
         return self._source(mapping, self.stream)
 
     async def shard(self) -> Shard:
@@ -91,6 +93,20 @@ class Kinesis(Place):
 
     def _source(self, mapping: str, stream: Any) -> KinesisSource:
         return KinesisSource(mapping, stream, KinesisEnvelope(stream.arn, REGION, ROLE), Recorder())
+
+
+class FanOut(Kinesis):
+    """Every mapping has its own consumer."""
+
+    consumers: dict[str, str]
+    connect_streaming: Callable[[], Awaitable[Api]]
+
+    def _source(self, mapping: str, stream: Any) -> FanOutSource:
+        consumer_arn = f"{stream.arn}/consumer/missing:1"
+        if stream.arn == self.arn:
+            consumer_arn = self.consumers[mapping]
+        envelope = KinesisEnvelope(consumer_arn, REGION, ROLE)
+        return FanOutSource(mapping, stream, consumer_arn, self.connect_streaming, envelope, Recorder())
 
 
 class DynamoDb(Place):
@@ -114,6 +130,13 @@ class FakeKinesisPlace(Kinesis):
         self.fake.put(*data, key=key)
 
 
+class FakeFanOutPlace(FanOut, FakeKinesisPlace):
+    def __init__(self) -> None:
+        super().__init__()
+        self.connect_streaming = self.connect
+        self.consumers = {name: f"{self.arn}/consumer/{name}:1" for name in MAPPINGS}
+
+
 class FakeDynamoDbPlace(DynamoDb):
     def __init__(self) -> None:
         self.fake = FakeDynamoDbStream()
@@ -127,7 +150,8 @@ def _only(api: Api, arn: str) -> Callable[[], Awaitable[Api]]:
     """A fake knows one stream; this knows that others do not exist."""
 
     async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
-        if (params.get("StreamARN") or params.get("StreamArn") or arn) != arn:
+        consumed = params.get("ConsumerARN", arn).partition("/consumer/")[0]
+        if (params.get("StreamARN") or params.get("StreamArn") or consumed) != arn:
             raise ResourceNotFound("Stream not found", operation=operation)
         return await api(operation, params, timeout)
 
@@ -139,7 +163,7 @@ def _only(api: Api, arn: str) -> Callable[[], Awaitable[Api]]:
 
 class EmulatedKinesis(Kinesis):
     def __init__(self, session: AwsSession) -> None:
-        super().__init__(_connecting(session, self.service))
+        super().__init__(partial(session.api, self.service))
         self.name = f"clicks-{uuid4().hex}"
         self.session = session
 
@@ -156,9 +180,17 @@ class EmulatedKinesis(Kinesis):
         return await self.session.call("kinesis", operation, params, region=REGION)
 
 
+class EmulatedFanOut(FanOut, EmulatedKinesis):
+    async def create(self) -> None:
+        await super().create()
+        self.connect_streaming = partial(self.session.streaming, "kinesis")
+        api = await self.connect()
+        self.consumers = {name: await ensure_consumer(api, self.arn, name) for name in MAPPINGS}
+
+
 class EmulatedDynamoDb(DynamoDb):
     def __init__(self, session: AwsSession) -> None:
-        super().__init__(_connecting(session, self.service))
+        super().__init__(partial(session.api, self.service))
         self.name = f"orders-{uuid4().hex}"
         self.session = session
 
@@ -187,22 +219,21 @@ class EmulatedDynamoDb(DynamoDb):
         return await self.session.call("dynamodb", operation, params, region=REGION)
 
 
-def _connecting(session: AwsSession, service: str) -> Callable[[], Awaitable[Api]]:
-    async def connect() -> Api:
-        hot = await session.hot(service, REGION)
-
-        async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
-            if operation in HOT_OPERATIONS[service]:
-                return await hot.call(operation, params, timeout=timeout)
-            return await session.call(service, operation, params, region=REGION, timeout=timeout)
-
-        return call
-
-    return connect
+PLACES: dict[str, Any] = {
+    "fake kinesis": FakeKinesisPlace,
+    "fake fan-out": FakeFanOutPlace,
+    "fake dynamodb": FakeDynamoDbPlace,
+    "emulator kinesis": EmulatedKinesis,
+    "emulator fan-out": EmulatedFanOut,
+    "emulator dynamodb": EmulatedDynamoDb,
+}
+#: A consumer's next subscription has to wait until the server has missed the last one.
+SLOW = {"emulator fan-out"}
 
 
 @pytest.fixture(
-    scope="module", params=["fake kinesis", "fake dynamodb", "emulator kinesis", "emulator dynamodb"]
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PLACES],
 )
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -227,12 +258,9 @@ async def session(
 
 @pytest.fixture
 async def place(kind: str, session: AwsSession | None) -> Place:
-    place: Place
-    if session is None:
-        place = FakeKinesisPlace() if "kinesis" in kind else FakeDynamoDbPlace()
-    else:
-        place = emulated = EmulatedKinesis(session) if "kinesis" in kind else EmulatedDynamoDb(session)
-        await emulated.create()
+    place: Place = PLACES[kind](*() if session is None else (session,))
+    if isinstance(place, EmulatedKinesis | EmulatedDynamoDb):
+        await place.create()
     place.begin()
     return place
 
@@ -240,7 +268,7 @@ async def place(kind: str, session: AwsSession | None) -> Place:
 # --- small things -------------------------------------------------------------------------------------------------------
 
 
-async def receive(reader: StreamReader, count: int, limit: int = 10_000) -> list[Record]:
+async def receive(reader: Reader, count: int, limit: int = 10_000) -> list[Record]:
     """Receive until there are so many."""
     records: list[Record] = []
     with anyio.fail_after(30):
