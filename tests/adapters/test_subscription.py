@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -12,6 +12,8 @@ from anyio.abc import SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 from botocore.eventstream import ChecksumMismatch
 
+from poller.aws.session import COLD_CONNECTIONS, AwsSession
+from poller.config import Aws
 from poller.errors import AccessDenied, AwsError, BadReply, ResourceNotFound, Throttled, Unreachable
 from poller.model import StartAt
 from poller.sources._subscription import SKEW, Subscription, ensure_consumer
@@ -27,7 +29,7 @@ from tests.adapters.pushed_shard import (
     numbers_of,
     sent_error,
 )
-from tests.engine.fakes import EPOCH, settle_down, virtual
+from tests.engine.fakes import EPOCH, Recorder, settle_down, virtual
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -297,6 +299,8 @@ class Endpoint:
 
     def __init__(self, *bodies: bytes) -> None:
         self.bodies = list(bodies)
+        self.lasting = False
+        """True to leave connections open."""
         self.asked: list[dict[str, Any]] = []
 
     async def serve(self, connection: SocketStream) -> None:
@@ -309,6 +313,8 @@ class Endpoint:
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.amazon.eventstream\r\n"
                 b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + self.bodies.pop(0)
             )
+            if self.lasting:
+                await anyio.sleep_forever()
 
     @asynccontextmanager
     async def api(self) -> AsyncIterator[Api]:
@@ -346,3 +352,26 @@ async def test_over_a_bad_connection_nothing_is_missed_and_nothing_repeated(
         {"Type": "TRIM_HORIZON"},
         {"Type": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": "1"},
     ]
+
+
+@pytest.mark.anyio
+@pytest.mark.slow
+async def test_open_subscriptions_leave_the_other_calls_their_connections(fake_credentials: None) -> None:
+    count = COLD_CONNECTIONS + 1
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        endpoint = Endpoint(*[chunk(INITIAL + sent(1))] * count)
+        endpoint.lasting = True
+        tasks.start_soon(listener.serve, endpoint.serve)
+        port = listener.extra(SocketAttribute.local_port)
+        config = Aws(region="eu-west-1", endpoint_url=f"http://127.0.0.1:{port}")
+        async with AwsSession(config, Recorder()) as session, AsyncExitStack() as opened:
+            api = await session.streaming("kinesis")
+            with anyio.fail_after(20):
+                for _ in range(count):
+                    subscribed = Subscription(api, ARN, SHARD.id, StartAt())
+                    subscription = await opened.enter_async_context(subscribed)
+                    assert len((await anext(subscription))["Records"]) == 1
+        tasks.cancel_scope.cancel()
