@@ -22,6 +22,7 @@ from poller import __version__
 from poller.app import functions
 from poller.app.mappings import Surroundings, specs
 from poller.app.signals import Signals
+from poller.app.streams import State, Streams
 from poller.aws.session import AwsSession
 from poller.config import not_yet
 from poller.engine.invoker import World
@@ -60,6 +61,8 @@ class Daemon:
         self._metrics = Metrics(self.status)
         self._observer = Fanout(self._board, self._metrics, LogObserver())
         self._session = AwsSession(self._config.aws, self._observer)
+        self._state = State(self._config.daemon.state)
+        self._streams = Streams()
         self._world = World(wall=time.time, chance=random.random, request_id=lambda: str(uuid4()))
         self._started = time.time()
         self._ready = False
@@ -81,16 +84,24 @@ class Daemon:
             tasks.start_soon(self._systemd.watchdog, lambda: True)
             tasks.start_soon(self._announce)
             try:
+                await self._open_state()
                 await self._supervisor.run(self._specs(self._config, self._functions, self._session))
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._close(self._functions, self._session)
+                    await self._state.aclose()
             tasks.cancel_scope.cancel()
         _log.info("stopped")
 
+    async def _open_state(self) -> None:
+        """A state that cannot be used ends a start at once, rather than every mapping on a stream by and by."""
+        if any(mapping.source != "sqs" for mapping in self._config.mappings):
+            await self._state.store()
+
     def _specs(self, config: Config, loaded: dict[str, Loaded], session: AwsSession) -> Any:
         close_timeout = give_back_reserve(config.daemon.shutdown_timeout)
-        return specs(config, loaded, Surroundings(session, self._observer, self._world, close_timeout))
+        around = Surroundings(session, self._observer, self._world, close_timeout, self._state, self._streams)
+        return specs(config, loaded, around)
 
     async def _listen(self, tasks: TaskGroup) -> None:
         daemon = self._config.daemon

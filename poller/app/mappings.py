@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from poller.app import functions
-from poller.aws.calls import HOT_OPERATIONS
+from poller.app import functions, streams
 from poller.core.batch import BatchLimits
 from poller.core.filters import compile_filters
 from poller.engine import parts
@@ -20,13 +20,15 @@ from poller.sources.sqs import API_BATCH, QueueId, SqsSource
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from poller.app.functions import Loaded
+    from poller.app.streams import State, Streams
     from poller.aws.session import AwsSession
     from poller.config import Config, Mapping
+    from poller.engine.child import Runner
     from poller.engine.invoker import World
     from poller.ports import Observer
-    from poller.sources.sqs import Api
 
 #: Seconds of a long poll, the longest that SQS knows: an idle queue costs three requests a minute.
 LONG_POLL = 20.0
@@ -42,7 +44,14 @@ class Surroundings:
     observer: Observer
     world: World
     close_timeout: float
-    """Seconds that a reader has for giving its records back at the deadline of a stop."""
+    """Seconds that a reader has for giving its records back at the deadline of a stop, and a stream for its checkpoints."""
+    state: State
+    known_streams: Streams
+
+    @property
+    def shared(self) -> streams.Shared:
+        """What a stream's mapping needs of it."""
+        return streams.Shared(self.session, self.observer, self.state, self.known_streams, self.close_timeout)
 
 
 def specs(config: Config, loaded: dict[str, Loaded], around: Surroundings) -> list[MappingSpec]:
@@ -52,21 +61,21 @@ def specs(config: Config, loaded: dict[str, Loaded], around: Surroundings) -> li
 
 def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundings) -> MappingSpec:
     @asynccontextmanager
-    async def open_pipeline() -> AsyncIterator[Pipeline]:
-        source = _source(mapping, function, around)
-        (shard,) = await source.shards()
-        async with source.open(shard, StartAt()) as reader:
-            invoker = Invoker(
-                FunctionPlan(function.name, functions.arn(mapping), function.config.timeout),
-                function.runtime,
-                function.slots,
-                around.observer,
-                around.world,
-            )
-            shared = parts.build(mapping.name, reader, invoker, mapping.concurrency or DEFAULT_CONCURRENCY)
-            call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
-            work = QueueWork(call, shared, ordered=mapping.fifo, patience=reader.visibility_timeout)
-            yield Pipeline(_plan(mapping), shared, work)
+    async def open_mapping() -> AsyncIterator[Runner]:
+        invoker = Invoker(
+            FunctionPlan(function.name, functions.arn(mapping), function.config.timeout),
+            function.runtime,
+            function.slots,
+            around.observer,
+            around.world,
+        )
+        opened: AbstractAsyncContextManager[Runner] = (
+            _open_queue(mapping, function, invoker, around)
+            if mapping.source == "sqs"
+            else streams.open_stream(mapping, config, invoker, around.shared)
+        )
+        async with opened as runner:
+            yield runner
 
     return MappingSpec(
         name=mapping.name,
@@ -77,9 +86,23 @@ def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundin
             mapping.model_dump_json(),
             function.config.model_dump_json(),
             config.aws.model_dump_json(),
+            None if mapping.source == "sqs" else streams.reading(mapping, config),
         ),
-        open=open_pipeline,
+        open=open_mapping,
     )
+
+
+@asynccontextmanager
+async def _open_queue(
+    mapping: Mapping, function: Loaded, invoker: Invoker, around: Surroundings
+) -> AsyncIterator[Runner]:
+    source = _source(mapping, function, around)
+    (shard,) = await source.shards()
+    async with source.open(shard, StartAt()) as reader:
+        shared = parts.build(mapping.name, reader, invoker, mapping.concurrency or DEFAULT_CONCURRENCY)
+        call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
+        work = QueueWork(call, shared, ordered=mapping.fifo, patience=reader.visibility_timeout)
+        yield Pipeline(_plan(mapping), shared, work)
 
 
 def _source(mapping: Mapping, function: Loaded, around: Surroundings) -> SqsSource:
@@ -94,22 +117,7 @@ def _source(mapping: Mapping, function: Loaded, around: Surroundings) -> SqsSour
         close_timeout=around.close_timeout,
     )
 
-    async def connect() -> Api:
-        return await _sqs(around.session, mapping.region)
-
-    return SqsSource(queue, connect, around.observer)
-
-
-async def _sqs(session: AwsSession, region: str) -> Api:
-    hot = await session.hot("sqs", region)
-    hot_operations = HOT_OPERATIONS["sqs"]
-
-    async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
-        if operation in hot_operations:
-            return await hot.call(operation, params, timeout=timeout)
-        return await session.call("sqs", operation, params, region=region, timeout=timeout)
-
-    return call
+    return SqsSource(queue, partial(around.session.api, "sqs", mapping.region), around.observer)
 
 
 def _plan(mapping: Mapping) -> Plan:

@@ -255,10 +255,10 @@ class Mapping(Section):
     destination_config: DestinationConfig = Field(
         default_factory=DestinationConfig, description="Streams only: where batches go that are given up."
     )
-    deaggregate: bool = Field(
-        default=False,
+    deaggregate: bool | None = Field(
+        default=None,
         description="Kinesis only: take apart what the Kinesis Producer Library has put together, so that the"
-        " function sees its user records. Beyond Lambda, which does so with enhanced fan-out only.",
+        " function sees its user records. Default as on Lambda: true with enhanced fan-out, false without.",
     )
     enhanced_fan_out: Annotated[str, AfterValidator(_consumer)] | None = Field(
         default=None,
@@ -320,6 +320,16 @@ class Mapping(Section):
     def _function_part(self, part: str) -> str | None:
         found = _FUNCTION.fullmatch(self.function_name)
         return found and found[part]
+
+    @property
+    def fans_out(self) -> bool:
+        """True when a Kinesis stream is read by enhanced fan-out."""
+        return bool(self.arn.consumer or self.enhanced_fan_out)
+
+    @property
+    def deaggregates(self) -> bool:
+        """Whether KPL aggregates are taken apart, the default resolved."""
+        return self.fans_out if self.deaggregate is None else self.deaggregate
 
     @property
     def reports_batch_item_failures(self) -> bool:

@@ -1,0 +1,231 @@
+"""Mappings on Kinesis and DynamoDB streams: what the supervisor runs for each, and what they share.
+
+Mappings on one stream share its reads, so there is one `Stream` for each ARN, whoever needs it; it goes when the last of them
+has gone.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
+
+import anyio
+
+from poller.app import functions
+from poller.config.arn import parse_arn
+from poller.core.batch import BatchLimits
+from poller.core.failure import Origin
+from poller.core.filters import compile_filters
+from poller.core.retry import StreamPolicy
+from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
+from poller.destinations.sqs import SqsDestination
+from poller.engine.invoker import Call
+from poller.engine.pipeline import Plan
+from poller.engine.shard_keeper import ShardKeeper, StreamPlan
+from poller.engine.stream_work import Batches
+from poller.sources import dynamodb_streams, kinesis
+from poller.sources.dynamodb_streams import DynamoDbSource, DynamoDbStream
+from poller.sources.fan_out import FanOutSource, ensure_consumer
+from poller.sources.kinesis import KinesisSource, KinesisStream
+from poller.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from poller.aws.session import AwsSession
+    from poller.config import Config, Mapping
+    from poller.engine.invoker import Invoker
+    from poller.ports import CheckpointStore, Observer, Source
+
+#: Seconds that a receive waits; a shard is read as often as its own pace says, whatever this is.
+RECEIVE_WAIT = 20.0
+#: Records that one receive can bring: what GetRecords can.
+RECEIVE_LIMIT = 10_000
+
+
+class State:
+    """The checkpoint store of `[daemon] state`, opened when the first stream asks for it."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._store: CheckpointStore | None = None
+        self._opening = anyio.Lock()
+
+    async def store(self) -> CheckpointStore:
+        """The store; raises StoreError when it cannot be used."""
+        async with self._opening:
+            if self._store is None:
+                self._store = await open_store(self._where)
+            return self._store
+
+    async def aclose(self) -> None:
+        """Finish what is being saved."""
+        if self._store is not None:
+            await self._store.aclose()
+
+
+async def open_store(where: str) -> CheckpointStore:
+    """Open what `[daemon] state` names; raises StoreError when it cannot be used."""
+    kind, _, path = where.partition(":")
+    if kind == "memory":
+        return MemoryStore()
+    from poller.stores.sqlite import SqliteStore
+
+    return await SqliteStore.open(path)
+
+
+class Streams:
+    """The streams that are read at the moment."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[tuple[Any, ...], KinesisStream | DynamoDbStream] = (
+            WeakValueDictionary()
+        )
+
+    def get(
+        self, mapping: Mapping, session: AwsSession, idle_interval: float
+    ) -> KinesisStream | DynamoDbStream:
+        """The stream of `mapping`, read through `session`."""
+        key = (mapping.arn.stream, session, idle_interval)
+        stream = self._known.get(key)
+        if stream is None:
+            service, make = _STREAMS[mapping.source]
+            connect = partial(session.api, service, mapping.region)
+            stream = self._known[key] = make(mapping.arn.stream, connect, idle_interval=idle_interval)
+        return stream
+
+
+_STREAMS: dict[str, tuple[str, type[KinesisStream | DynamoDbStream]]] = {
+    "kinesis": ("kinesis", KinesisStream),
+    "dynamodb": ("dynamodbstreams", DynamoDbStream),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the mappings on streams of one configuration share."""
+
+    session: AwsSession
+    observer: Observer
+    state: State
+    streams: Streams
+    flush_timeout: float
+    """Seconds for writing the last checkpoints at a stop."""
+
+
+def idle_interval(mapping: Mapping, config: Config) -> float:
+    """Seconds between the reads of an idle shard: the least that a mapping on this stream wants."""
+    default = kinesis.IDLE_INTERVAL if mapping.source == "kinesis" else dynamodb_streams.IDLE_INTERVAL
+    return min(
+        other.idle_interval_in_seconds or default
+        for other in config.mappings
+        if other.arn.stream == mapping.arn.stream
+    )
+
+
+def is_shared(mapping: Mapping, config: Config) -> bool:
+    """Whether another mapping reads the same stream, and with it the same replies."""
+    return sum(other.arn.stream == mapping.arn.stream for other in config.mappings) > 1
+
+
+def reading(mapping: Mapping, config: Config) -> tuple[float, bool]:
+    """What other mappings of the file decide about how this one reads."""
+    return idle_interval(mapping, config), is_shared(mapping, config)
+
+
+@asynccontextmanager
+async def open_stream(
+    mapping: Mapping, config: Config, invoker: Invoker, around: Shared
+) -> AsyncIterator[ShardKeeper]:
+    """The mapping opened on its stream, to be run; raises PollerError."""
+    envelope = _envelope(mapping, config)
+    source = await _source(mapping, config, envelope, around)
+    plan = _plan(mapping, envelope, around)
+    keeper = ShardKeeper(plan, source, await around.state.store(), invoker)
+    async with keeper.opened():
+        yield keeper
+
+
+def _envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnvelope:
+    if mapping.source == "dynamodb":
+        shared = is_shared(mapping, config)
+        return DynamoDbEnvelope(mapping.event_source_arn, mapping.region, shared=shared)
+    function = config.functions[mapping.function]
+    identity = function.role_arn or f"arn:{mapping.arn.partition}:iam::{mapping.arn.account}:role/poller"
+    return KinesisEnvelope(mapping.event_source_arn, mapping.region, identity)
+
+
+async def _source(
+    mapping: Mapping, config: Config, envelope: KinesisEnvelope | DynamoDbEnvelope, around: Shared
+) -> Source:
+    stream = around.streams.get(mapping, around.session, idle_interval(mapping, config))
+    if isinstance(stream, DynamoDbStream):
+        return DynamoDbSource(mapping.name, stream, envelope, around.observer)
+    if not mapping.fans_out:
+        return KinesisSource(
+            mapping.name, stream, envelope, around.observer, deaggregate=mapping.deaggregates
+        )
+    return FanOutSource(
+        mapping.name,
+        stream,
+        mapping.arn.consumer or await _consumer(mapping, around.session),
+        partial(around.session.streaming, "kinesis", mapping.region),
+        envelope,
+        around.observer,
+        deaggregate=mapping.deaggregates,
+    )
+
+
+async def _consumer(mapping: Mapping, session: AwsSession) -> str:
+    api = await session.api("kinesis", mapping.region)
+    return await ensure_consumer(api, mapping.arn.stream, mapping.enhanced_fan_out or "")
+
+
+def _plan(mapping: Mapping, envelope: KinesisEnvelope | DynamoDbEnvelope, around: Shared) -> StreamPlan:
+    call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
+    function_arn = functions.arn(mapping)
+    policy = StreamPolicy(
+        mapping.maximum_retry_attempts,
+        mapping.maximum_record_age_in_seconds,
+        mapping.bisect_batch_on_function_error,
+    )
+    destination = _destination(mapping, around.session)
+    source: Literal["kinesis", "dynamodb"] = "kinesis" if mapping.source == "kinesis" else "dynamodb"
+
+    def batches(shard_id: str) -> Batches:
+        return Batches(
+            call=call,
+            function_arn=function_arn,
+            origin=Origin(source, shard_id, mapping.event_source_arn),
+            envelope=envelope,
+            policy=policy,
+            window_length=mapping.tumbling_window_in_seconds,
+            destination=destination,
+        )
+
+    gather = Plan(
+        name=mapping.name,
+        limits=BatchLimits(count=mapping.batch_size, window=mapping.maximum_batching_window_in_seconds),
+        receive_limit=RECEIVE_LIMIT,
+        receive_wait=RECEIVE_WAIT,
+        filters=compile_filters(mapping.patterns, mapping.source) if mapping.patterns else None,
+    )
+    return StreamPlan(
+        plan=gather,
+        batches=batches,
+        lanes=mapping.parallelization_factor,
+        position=mapping.starting_position or "TRIM_HORIZON",
+        timestamp=mapping.starting_position_timestamp or 0.0,
+        flush_timeout=around.flush_timeout,
+    )
+
+
+def _destination(mapping: Mapping, session: AwsSession) -> SqsDestination | None:
+    wanted = mapping.destination_config.on_failure
+    if wanted is None:
+        return None
+    arn = parse_arn(wanted.destination)
+    return SqsDestination(arn.resource, arn.account, partial(session.api, "sqs", arn.region))
