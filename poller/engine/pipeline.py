@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
@@ -56,6 +56,16 @@ class Plan:
     receive_wait: float
     """Seconds that a receive waits for the first record."""
     filters: Filters | None = None
+
+
+class Gathered(NamedTuple):
+    """What a worker has gathered."""
+
+    batch: Sequence[Record] = ()
+    dropped: Sequence[Record] = ()
+    """Filtered out of the last receive; acknowledged together with the batch, because that saves a request."""
+    carried: Sequence[Record] = ()
+    """What did not fit the batch and begins the next one."""
 
 
 class Pipeline:
@@ -159,12 +169,13 @@ class Pipeline:
         """One worker, started with a permission to gather."""
         while True:
             try:
-                batch, carried = await self._gather(carried)
+                gathered = await self._gather(carried)
             finally:
                 self.gathering -= 1
-            if batch:
+            carried = gathered.carried
+            if gathered.batch:
                 self._grow()
-                carried = await self._process(batch, carried)
+                carried = await self._process(gathered)
             elif self._reader.ended and self._door.is_open:
                 self._quieted.set()
                 break
@@ -177,26 +188,31 @@ class Pipeline:
 
     # --- gathering ------------------------------------------------------------------------------------------------------
 
-    async def _gather(self, carried: Sequence[Record]) -> tuple[list[Record], Sequence[Record]]:
-        """Fill one batch, beginning with what did not fit the last one; return it and what did not fit this one."""
+    async def _gather(self, carried: Sequence[Record]) -> Gathered:
+        """Fill one batch, beginning with what did not fit the last one."""
         batch = Batch(self.plan.limits)
         rest: Sequence[Record] = batch.add(carried, anyio.current_time())
+        dropped: Sequence[Record] = ()
         if not await self.dispatch.has_room():
-            return await self._hand_back(carried), ()
+            return Gathered(await self._hand_back(carried))
         while not (rest or (batch.records and self._reader.ended)):
             due = batch.wait(anyio.current_time())
             if due is not None and due <= 0:
                 break
+            # The batch may fill for long: what was dropped so far does not wait for it.
+            await self._settler.done(dropped)
+            if not self._door.is_open:
+                return Gathered(await self._hand_back(batch.records))
             received = await self._receive(batch.room, due)
             if not self._door.is_open:
-                return await self._hand_back([*batch.records, *received]), ()
-            rest = batch.add(await self._filter(received), anyio.current_time())
-            if not self._door.is_open:
-                return await self._hand_back([*batch.records, *rest]), ()
+                return Gathered(await self._hand_back([*batch.records, *received]))
+            passed, dropped = self._filter(received)
+            rest = batch.add(passed, anyio.current_time())
             if not batch.records:
+                await self._settler.done(dropped)
                 await self._task.idle()
                 break
-        return batch.records, rest
+        return Gathered(batch.records, dropped, rest)
 
     async def _receive(self, room: int, due: float | None) -> Sequence[Record]:
         """One receive that is back before `due` seconds have passed; when it fails, the pause that follows."""
@@ -247,11 +263,11 @@ class Pipeline:
         self._failures, self._retry_at = 0, 0.0
         self._health.forget(self)
 
-    async def _filter(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Records that pass; the others are settled at once, without an invocation."""
+    def _filter(self, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
+        """Records that pass, and the others, which are done without an invocation."""
         filters = self.plan.filters
         if filters is None or not records:
-            return records
+            return records, ()
         passed: list[Record] = []
         dropped: list[Record] = []
         for record in records:
@@ -259,14 +275,14 @@ class Pipeline:
         if dropped:
             self._observer.filtered_out(FilteredOut(self.plan.name, len(dropped)))
             self._count_buffered(dropped, -1)
-            await self._settler.done(dropped)
-        return passed
+        return passed, dropped
 
     # --- processing -----------------------------------------------------------------------------------------------------
 
-    async def _process(self, batch: Sequence[Record], carried: Sequence[Record]) -> Sequence[Record]:
-        """Take one batch to its end. Returns of `carried` what may still go on."""
-        worked = await self._task.process(batch)
+    async def _process(self, gathered: Gathered) -> Sequence[Record]:
+        """Take one batch to its end. Returns of what was carried what may still go on."""
+        batch, dropped, carried = gathered
+        worked = await self._task.process(batch, dropped)
         self._count_buffered(batch, -1)
         self._count_buffered(worked.unfinished, 1)
         if worked.unfinished:

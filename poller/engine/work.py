@@ -40,8 +40,9 @@ DONE = Worked()
 class Work(Protocol):
     """Takes batches to their end, one at a time for each caller."""
 
-    async def process(self, batch: Sequence[Record]) -> Worked:
-        """Invoke, settle, and retry as the source's policy says."""
+    async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
+        """Invoke, settle, and retry as the source's policy says; acknowledge `dropped`, which were filtered out of what was
+        received with the batch, whatever becomes of it."""
         ...
 
     async def idle(self) -> None:
@@ -64,11 +65,11 @@ class QueueWork:
         self._patience = patience
         self._gate = KeyGate() if ordered else None
 
-    async def process(self, batch: Sequence[Record]) -> Worked:
+    async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
         if self._gate is None:
-            settle = await self._attempts(batch)
+            settle = await self._attempts(batch, dropped)
         else:
-            settle = await self._in_order(batch, self._gate)
+            settle = await self._in_order(batch, dropped, self._gate)
         if settle is None:
             return Worked(unfinished=batch)
         if self._gate is None or not settle.failed:
@@ -78,22 +79,24 @@ class QueueWork:
     async def idle(self) -> None:
         """Nothing is ever due."""
 
-    async def _in_order(self, batch: Sequence[Record], gate: KeyGate) -> Settle | None:
+    async def _in_order(
+        self, batch: Sequence[Record], dropped: Sequence[Record], gate: KeyGate
+    ) -> Settle | None:
+        # Not with the batch: a message in flight locks its group, which need not be one of the batch.
+        await self._settler.done(dropped)
         keys = {record.key for record in batch if record.key is not None}
-        if not (gate.try_enter(keys) or await self._door.unless_closed(partial(gate.enter, keys))):
+        if not await self._door.unless_closed(partial(gate.enter, keys)):
             return None
         try:
-            return await self._attempts(batch)
+            return await self._attempts(batch, ())
         finally:
             gate.leave(keys)
 
-    async def _attempts(self, batch: Sequence[Record]) -> Settle | None:
-        """Invoke until something is decided, and settle; None when the door closed before a handler saw the batch."""
+    async def _attempts(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Settle | None:
+        """Invoke until something is decided, and settle; None when the door closed before a handler saw the batch. `dropped`
+        is settled either way."""
         attempt = Attempt(refusals=0, since=anyio.current_time())
-        while True:
-            outcome = await self._dispatch.invoke(self._call.of(batch, envelope.event(batch)))
-            if outcome is None:
-                return None
+        while outcome := await self._dispatch.invoke(self._call.of(batch, envelope.event(batch))):
             decision = decide(
                 outcome,
                 batch,
@@ -103,9 +106,11 @@ class QueueWork:
                 chance=self._world.chance(),
             )
             if isinstance(decision, Settle):
-                await self._settler.done(decision.done)
+                await self._settler.done([*decision.done, *dropped])
                 await self._settler.leave(decision.failed)
                 return decision
             if not await self._door.unless_closed(partial(anyio.sleep_until, decision.at)):
-                return None
+                break
             attempt = Attempt(attempt.refusals + 1, attempt.since)
+        await self._settler.done(dropped)
+        return None

@@ -14,7 +14,6 @@ from tests.engine.fakes import (
     Dropping,
     Function,
     Mapping,
-    Queue,
     failing,
     settle_down,
     taking,
@@ -152,19 +151,109 @@ async def test_a_shard_that_has_ended_cuts_its_last_window_short_and_ends_the_pi
 # --- filtered out -------------------------------------------------------------------------------------------------------
 
 
+def acks(mapping: Mapping) -> list[list[str]]:
+    """The ids of each ack, from now on."""
+    requests: list[list[str]] = []
+    mapping.queue.on_ack = lambda records: requests.append([record.id for record in records])
+    return requests
+
+
 @virtual
-async def test_what_is_filtered_out_is_acked_at_once_and_never_invoked():
-    queue = Queue()
-    mapping = Mapping(queue, filters=Dropping("m2", "m4"))
+async def test_what_is_filtered_out_is_never_invoked_and_acked_with_its_batch():
+    mapping = Mapping(filters=Dropping("m2", "m4"))
     mapping.function.hold()
-    queue.send(4)
+    mapping.queue.send(4)
+    requests = acks(mapping)
     async with mapping.running():
         await settle_down()
-        assert queue.acked == ["m2", "m4"]
+        assert requests == []
         mapping.function.let_go()
         await settle_down()
     assert mapping.function.batches == [["m1", "m3"]]
+    assert requests == [["m1", "m3", "m2", "m4"]]
     assert mapping.observer.of(FilteredOut) == [FilteredOut("orders", 2)]
+    assert mapping.observer.of(Settled) == [Settled("orders", deleted=4)]
+
+
+@virtual
+async def test_a_receive_of_which_nothing_passes_is_acked_at_once():
+    mapping = Mapping(filters=Dropping("m1", "m2"))
+    mapping.queue.send(2)
+    requests = acks(mapping)
+    async with mapping.running():
+        await settle_down()
+    assert requests == [["m1", "m2"]]
+    assert mapping.function.calls == []
+
+
+@virtual
+async def test_what_is_filtered_out_of_a_batch_that_fails_is_acked():
+    mapping = Mapping(function=Function(ERROR), filters=Dropping("m2"))
+    mapping.queue.send(3)
+    async with mapping.running():
+        await settle_down()
+        assert (mapping.queue.acked, mapping.queue.left) == (["m2"], ["m1", "m3"])
+
+
+@virtual
+async def test_what_is_filtered_out_of_a_batch_that_fails_in_part_is_acked_with_the_rest():
+    mapping = Mapping(function=Function(failing("m1")), partial=True, filters=Dropping("m2"))
+    mapping.queue.send(3)
+    requests = acks(mapping)
+    async with mapping.running():
+        await settle_down()
+        assert (requests, mapping.queue.left) == ([["m3", "m2"]], ["m1"])
+
+
+@virtual
+async def test_what_is_filtered_out_of_a_batch_that_is_refused_too_long_is_acked():
+    mapping = Mapping(function=Function(*[BUSY] * 7), patience=30, filters=Dropping("m2"))
+    mapping.queue.send(2)
+    async with mapping.running():
+        await anyio.sleep(30)
+        assert (mapping.queue.acked, mapping.queue.left) == (["m2"], ["m1"])
+
+
+@virtual
+async def test_what_is_filtered_out_does_not_wait_for_a_batch_that_fills():
+    mapping = Mapping(batch_size=100, window=60, filters=Dropping("m2", "m4"))
+    requests = acks(mapping)
+    async with mapping.running():
+        mapping.queue.send(2)
+        await anyio.sleep(1)
+        assert requests == [["m2"]]
+        mapping.queue.send(2)
+        await anyio.sleep(1)
+        assert requests == [["m2"], ["m4"]]
+        assert mapping.function.calls == []
+        await anyio.sleep(60)
+    assert mapping.function.batches == [["m1", "m3"]]
+    assert requests == [["m2"], ["m4"], ["m1", "m3"]]
+
+
+@virtual
+async def test_what_is_filtered_out_of_the_receive_that_ends_a_window_is_acked_with_the_batch():
+    mapping = Mapping(batch_size=100, window=5, filters=Dropping("m3"))
+    mapping.queue.latency = 2.0
+    mapping.queue.send()
+    requests = acks(mapping)
+    async with mapping.running():
+        await anyio.sleep(6.5)
+        mapping.queue.send(2)
+        await anyio.sleep(2.5)
+    assert mapping.function.batches == [["m1", "m2"]]
+    assert requests == [["m1", "m2", "m3"]]
+
+
+@virtual
+async def test_what_is_filtered_out_of_a_receive_that_makes_two_batches_is_acked_with_the_first():
+    mapping = Mapping(payload=13 + 250, filters=Dropping("m2"), maximum_concurrency=1)
+    mapping.queue.send(4, size=100)
+    requests = acks(mapping)
+    async with mapping.running():
+        await settle_down()
+    assert mapping.function.batches == [["m1", "m3"], ["m4"]]
+    assert requests == [["m1", "m3", "m2"], ["m4"]]
 
 
 @virtual

@@ -9,6 +9,7 @@ from tests.engine.fakes import (
     BUSY,
     ERROR,
     OK,
+    Dropping,
     Function,
     Mapping,
     Queue,
@@ -42,6 +43,21 @@ async def test_two_groups_are_handled_in_parallel():
         await anyio.sleep(1)
         assert mapping.function.running == 2
     assert mapping.function.overlaps == []
+
+
+@virtual
+async def test_what_is_filtered_out_keeps_no_group_locked_for_a_batch_of_another():
+    mapping = Mapping(fifo(), filters=Dropping("m2"))
+    mapping.function.hold()
+    mapping.queue.send(group="a")
+    mapping.queue.send(group="b")
+    async with mapping.running():
+        await settle_down()
+        assert mapping.queue.acked == ["m2"]
+        mapping.queue.send(group="b")
+        await settle_down()
+        assert mapping.function.batches == [["m1"], ["m3"]]
+        assert mapping.function.running == 2
 
 
 @virtual

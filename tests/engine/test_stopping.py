@@ -8,7 +8,7 @@ import pytest
 from poller.engine.slots import Places, Slots
 from poller.errors import Unreachable
 from poller.model import Settled, StateChanged
-from tests.engine.fakes import BUSY, Dropping, Function, Mapping, settle_down, taking, virtual
+from tests.engine.fakes import BUSY, Dropping, Function, Mapping, Queue, settle_down, taking, virtual
 
 
 @virtual
@@ -204,22 +204,67 @@ async def test_trouble_is_told_anew_after_a_pause():
     assert [fact.reason for fact in mapping.observer.of(StateChanged)] == ["down", "down"]
 
 
-@pytest.mark.parametrize("window", [0, 60])
+@pytest.mark.parametrize("passing", [True, False])
 @virtual
-async def test_nothing_is_received_after_a_pause_that_comes_while_filtered_records_are_acked(window):
-    mapping = Mapping(batch_size=100, window=window, filters=Dropping("m1"))
+async def test_nothing_is_received_after_a_pause_that_comes_while_filtered_records_are_acked(passing):
+    mapping = Mapping(batch_size=100, window=60, filters=Dropping("m1", *([] if passing else ["m2"])))
     mapping.queue.before_ack = lambda: anyio.sleep(5)
     mapping.queue.send(2)
     async with mapping.running() as pipeline:
         await anyio.sleep(1)
         pipeline.close()
         await anyio.sleep(5)
-        assert mapping.queue.acked == ["m1"]
-        assert mapping.queue.released == ["m2"]
+        assert mapping.queue.acked == (["m1"] if passing else ["m1", "m2"])
+        assert mapping.queue.released == (["m2"] if passing else [])
         assert pipeline.buffered_records == 0
         assert mapping.queue.receiving == 0
     assert len(mapping.queue.receives) == 1
     assert mapping.function.calls == []
+
+
+@virtual
+async def test_an_ordered_batch_is_not_begun_after_a_pause_that_comes_while_filtered_records_are_acked():
+    mapping = Mapping(Queue(fifo=True), filters=Dropping("m1"))
+    mapping.queue.before_ack = lambda: anyio.sleep(5)
+    mapping.queue.send(2, group="a")
+    async with mapping.running() as pipeline:
+        await anyio.sleep(1)
+        pipeline.close()
+        # Another worker's long poll returns before anything is given back.
+        await anyio.sleep(20)
+        assert mapping.queue.acked == ["m1"]
+        assert mapping.queue.released == ["m2"]
+    assert mapping.function.calls == []
+
+
+@pytest.mark.parametrize("refusals", [0, 3])
+@virtual
+async def test_what_is_filtered_out_of_a_batch_that_is_given_back_is_acked(refusals):
+    """The batch waits for a place, or after a refusal, when the pause comes."""
+    slots = Slots(Places(1), None)
+    mapping = Mapping(function=Function(*[BUSY] * refusals), slots=slots, filters=Dropping("m2"))
+    async with mapping.running() as pipeline:
+        await anyio.sleep(1)
+        if not refusals:
+            assert slots.try_acquire()
+        mapping.queue.send(3)
+        await settle_down()
+        assert mapping.queue.acked == []
+        pipeline.close()
+        await anyio.sleep(20)
+        assert (mapping.queue.acked, mapping.queue.released) == (["m2"], ["m1", "m3"])
+        assert pipeline.buffered_records == 0
+
+
+@virtual
+async def test_the_hard_stop_gives_back_what_is_filtered_out_and_not_acked_yet():
+    mapping = Mapping(filters=Dropping("m2"))
+    mapping.function.hold()
+    mapping.queue.send(2)
+    async with mapping.running():
+        await settle_down()
+    assert mapping.queue.acked == []
+    assert mapping.queue.given_back == ["m1", "m2"]
 
 
 @virtual
