@@ -158,7 +158,12 @@ SCENARIOS = (
         _poller(f"{TEN}\n{HALF}"),
         (Bar("of_poller", 80, " %"),),
     ),
-    Scenario("poller-default", "poller, concurrency not limited", _poller("")),
+    Scenario(
+        "poller-default",
+        "poller, concurrency not limited",
+        _poller(""),
+        (Bar("ratio", 3, " x"),),
+    ),
     Scenario("wire", "wire alone: receive, delete", _loop("wire")),
     Scenario(BASELINE, "aiobotocore loop", _loop(BASELINE)),
     Scenario("boto3", "boto3 loop", _loop("boto3")),
