@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a state as JSON; a window whose state is longer ends early.
 STATE_LIMIT = 1024 * 1024
+#: Bytes of a state in a response: less than Lambda allows a response in all, so that its window's last event can hold it.
+RESPONSE_LIMIT = 5 * 1024 * 1024
 #: Seconds after its end at which the window of a shard that brings nothing more is closed.
 GRACE = 120.0
 
@@ -118,9 +120,15 @@ def carry(window: Window, reply: Reply, outcome: Outcome) -> tuple[Outcome, Wind
     if not isinstance(state, dict | None):
         return _failed(f"The function returned the state {quote(state)} where an object is expected"), window
     try:
-        return outcome, replace(window, state=orjson.dumps(state or {}).decode())
+        encoded = orjson.dumps(state or {})
     except TypeError as error:
         return _failed(f"The function returned a state that is not JSON: {error}"), window
+    if len(encoded) > RESPONSE_LIMIT:
+        # Taken, it would make an event that no function can get, for ever.
+        return _failed(
+            f"The function returned a state of {len(encoded)} bytes; {RESPONSE_LIMIT} are allowed"
+        ), window
+    return outcome, replace(window, state=encoded.decode())
 
 
 def members(window: Window, *, final: bool) -> dict[str, Any]:

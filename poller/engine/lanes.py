@@ -2,8 +2,9 @@
 
 A record's key decides its lane, so the records of one key stay in order while lanes run beside each other. The lanes share one
 reader: the first lane that has nothing to do reads on for all of them, and what belongs to others waits in their buffers. There
-is one bound for what waits in all of them: past it the shard is read no further until a lane has taken something, so a slow key
-in the end slows its shard, and nothing is dropped. A read that fails is the failure of every lane that waits for it.
+is one bound for all that is held of a shard: past it the shard is read no further until the oldest records are done, so a slow
+key in the end slows its shard, and nothing is dropped. A read that fails is the failure of every lane, of those that come later
+too: only a lane that has heard of it reads again, so that lanes which pause for different times do not add up.
 
 The checkpoint is a contiguous prefix of the shard over all lanes (law 3): every record is tracked in the order of the shard
 before a lane sees it, and settled in whatever order the lanes finish.
@@ -12,7 +13,6 @@ before a lane sees it, and settled in whatever order the lanes finish.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
@@ -28,18 +28,12 @@ if TYPE_CHECKING:
     from poller.model import Record, Shard
     from poller.ports import Reader
 
-#: Records and bytes that may wait for the lanes of one shard; what one read brings is always taken whole.
-BUFFER_RECORDS = 10_000
-BUFFER_BYTES = 16 * 2**20
-
-
-@dataclass(slots=True, eq=False)
-class _Change:
-    """Something that lanes wait for: a read has ended, or there is room for one."""
-
-    event: anyio.Event = field(default_factory=anyio.Event)
-    failure: AwsError | None = None
-    """What the read raised."""
+#: Records and bytes of one shard that may be held; what one read brings is always taken whole. Held is all from the oldest open
+#: record onwards: what waits for a lane, what is worked on, and what was done before its turn.
+HELD_RECORDS = 50_000
+HELD_BYTES = 64 * 2**20
+#: The most records of one read.
+READ_RECORDS = 10_000
 
 
 class Lane:
@@ -50,6 +44,8 @@ class Lane:
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         self.buffer: deque[Record] = deque()
+        self.heard = 0
+        """How many failed reads there were when it was last told of one."""
 
     def __repr__(self) -> str:
         return f"<Lane {len(self.buffer)} records wait>"
@@ -98,7 +94,10 @@ class Lanes:
         self._progress: Progress[Record] = Progress()
         self._reading = False
         self._gone = False
-        self._change = _Change()
+        self._failure: AwsError | None = None
+        self._failed_reads = 0
+        # What lanes wait for: a read has ended, or there is room for one.
+        self._change = anyio.Event()
 
     def __repr__(self) -> str:
         return f"<Lanes {len(self.lanes)}, {len(self._progress)} records open>"
@@ -126,49 +125,56 @@ class Lanes:
     # --- reading --------------------------------------------------------------------------------------------------------
 
     async def read_for(self, lane: Lane, limit: int, wait: float) -> None:
-        """Return when `lane` has records, the shard has ended, a read brought nothing, or `wait` seconds have passed."""
+        """Return when `lane` has records, the shard has ended, a read brought nothing, or `wait` seconds have passed.
+
+        Raises what the last read raised, once for each lane.
+        """
         until = anyio.current_time() + wait
         while not (lane.buffer or self.ended):
+            if self._failure is not None and lane.heard < self._failed_reads:
+                lane.heard = self._failed_reads
+                raise self._failure
             if self._reading or self._full:
                 if not await self._change_before(until):
                     return
-            elif not await self._read(limit, until) or anyio.current_time() >= until:
+            elif not await self._read(lane, limit, until) or anyio.current_time() >= until:
                 # Reads that bring something for others only must not keep this lane past its time.
                 return
 
     @property
     def _full(self) -> bool:
-        return self.waiting_records >= BUFFER_RECORDS or self.waiting_bytes >= BUFFER_BYTES
+        progress = self._progress
+        return progress.held_records >= HELD_RECORDS or progress.held_bytes >= HELD_BYTES
 
     async def _change_before(self, until: float) -> bool:
-        """Wait for what another lane does; raises what its read raised. False when nothing happened until then."""
+        """Wait for what another lane does; False when nothing happened until then."""
         change = self._change
         with anyio.CancelScope(deadline=until):
-            await change.event.wait()
-        if change.failure:
-            raise change.failure
-        return change.event.is_set()
+            await change.wait()
+        return change.is_set()
 
-    async def _read(self, limit: int, until: float) -> bool:
-        """Read on for all lanes; False when that brought nothing."""
+    async def _read(self, lane: Lane, limit: int, until: float) -> bool:
+        """Read on for all lanes, called by one; False when that brought nothing."""
         self._reading = True
         try:
-            wanted = min(limit * len(self.lanes), BUFFER_RECORDS)
+            wanted = min(limit * len(self.lanes), READ_RECORDS)
             records = await self.reader.receive(wanted, max(0.0, until - anyio.current_time()))
         except ShardGone:
             self._gone = True
             return False
         except AwsError as error:
-            self._change.failure, self.behind = error, None
+            self._failure, self.behind = error, None
+            self._failed_reads += 1
+            lane.heard = self._failed_reads
             raise
         finally:
             self._reading = False
             self._wake()
         # Nothing is awaited between the reader's step forward and here: a cancellation cannot come between.
-        self.behind = self.reader.behind
+        self._failure, self.behind = None, self.reader.behind
         self._progress.track(records)
-        for lane, share in zip(self.lanes, split(records, len(self.lanes)), strict=True):
-            lane.buffer.extend(share)
+        for one, share in zip(self.lanes, split(records, len(self.lanes)), strict=True):
+            one.buffer.extend(share)
         self.waiting_records += len(records)
         self.waiting_bytes += sum(record.size for record in records)
         return bool(records)
@@ -181,21 +187,21 @@ class Lanes:
             buffer.clear()
         else:
             taken = [buffer.popleft() for _ in range(limit)]
-        was_full = self._full
         self.waiting_records -= len(taken)
         self.waiting_bytes -= sum(record.size for record in taken)
-        if was_full and not self._full:
-            self._wake()
         return taken
 
     def _wake(self) -> None:
-        self._change.event.set()
-        self._change = _Change()
+        self._change.set()
+        self._change = anyio.Event()
 
     # --- settling -------------------------------------------------------------------------------------------------------
 
     def settle(self, records: Sequence[Record]) -> None:
         """Note that `records`, the very objects that were received, are done."""
+        was_full = self._full
         moved = self._progress.resolve(records)
         if moved is not None:
             self._moved(moved)
+            if was_full and not self._full:
+                self._wake()

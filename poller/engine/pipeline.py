@@ -176,11 +176,14 @@ class Pipeline:
             if gathered.batch:
                 self._grow()
                 carried = await self._process(gathered)
-            elif self._reader.ended and self._door.is_open:
+            elif self._reader.ended and self._door.is_open and not self._returning:
                 self._quieted.set()
                 break
             if not (carried or self._may_gather()):
                 break
+            if not carried:
+                # The door has opened again before this worker could end.
+                carried, self._returning = self._returning, []
             self.gathering += 1
             self._grow()
         self.workers -= 1
@@ -235,7 +238,16 @@ class Pipeline:
     async def _received(self, asked: int, wait: float) -> Sequence[Record]:
         self.receiving += 1
         try:
-            return await self._reader.receive(asked, wait)
+            if self._reader.redelivers:
+                return await self._reader.receive(asked, wait)
+            received: list[Record] = []
+
+            async def receive() -> None:
+                received.extend(await self._reader.receive(asked, wait))
+
+            # What a cut off read would have brought is still in the stream: a stop need not wait for it.
+            await self._door.unless_closed(receive)
+            return received
         finally:
             self.receiving -= 1
 

@@ -315,8 +315,8 @@ class ShardKeeper:
                 self._opening[shard.id] = f"cannot be opened: {error}"
                 self.health.failed(shard.id, f"{shard.id}: {error}", pause)
                 await self._unless_quieted(pause)
-                # Not the same again: the latest would be another one by now.
-                start = self._tree.begin(shard.id, self.checkpoints[shard.id])
+            # Not where it began before: something may be done by now, and the latest would be another one.
+            start = self._tree.begin(shard.id, self.checkpoints[shard.id])
         self._opening.pop(shard.id, None)
 
     async def _read(self, shard: Shard, start: StartAt) -> bool:

@@ -113,7 +113,9 @@ class StreamWork:
 
     # --- batches --------------------------------------------------------------------------------------------------------
 
-    async def process(self, batch: Sequence[Record]) -> Worked:
+    async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
+        # That costs nothing here, and a batch may be tried for days.
+        await self._parts.settler.done(dropped)
         left = await (self._finish_windows(batch) if self._batches.window_length else self._finish(batch))
         return DONE if left is None else Worked(unfinished=left)
 

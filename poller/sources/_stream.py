@@ -23,7 +23,7 @@ from poller.model import Trimmed
 from poller.sources._stream_api import SENSELESS, StreamApi, senseless
 from poller.sources._stream_pace import Pace
 from poller.sources._stream_page import END, Position, after
-from poller.sources._stream_shard import READING, ShardReads
+from poller.sources._stream_shard import READING, THROTTLED, ShardReads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -240,6 +240,9 @@ class StreamReader:
         position = self.position
         found = await self._reads.read(self, deadline)
         if found is None:
+            if self.doing == THROTTLED:
+                # A shard that cannot be read is not known to be at its end.
+                self.behind = None
             return False
         # Whoever receives at the same time may have turned to the page already.
         if not self._in_hand() and self.position == position:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,10 +10,16 @@ from poller.core.progress import Progress
 
 
 class Position:
-    """A record, as far as progress looks at it: something with an identity."""
+    """A record, as far as progress looks at it: something with an identity and a size."""
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.size = number + 1
+
+
+@dataclass
+class Equal:
+    size: int
 
 
 def tracked(progress: Progress[Position], *numbers: int) -> list[Position]:
@@ -45,11 +53,22 @@ def test_resolving_nothing_moves_nothing() -> None:
 
 
 def test_equal_records_are_told_apart_by_their_identity() -> None:
-    progress = Progress[str]()
-    one, other = "".join(["a", "b"]), "".join(["a", "b"])
+    progress = Progress[Equal]()
+    one, other = Equal(1), Equal(1)
     progress.track([one, other])
     assert progress.resolve([other]) is None
     assert progress.resolve([one]) is other
+
+
+def test_what_is_done_before_its_turn_is_held() -> None:
+    progress = Progress[Position]()
+    first, second, third = tracked(progress, 1, 2, 3)
+    progress.resolve([second])
+    assert (progress.held_records, progress.held_bytes) == (3, 2 + 3 + 4)
+    progress.resolve([first])
+    assert (progress.held_records, progress.held_bytes) == (1, 4)
+    progress.resolve([third])
+    assert (progress.held_records, progress.held_bytes) == (0, 0)
 
 
 @pytest.mark.slow
@@ -76,3 +95,4 @@ def test_the_position_is_the_contiguous_prefix_of_what_is_done(data: st.DataObje
         assert len(progress) == len(records) - len(done)
         before = expected
     assert before == count - 1
+    assert progress.held_bytes == 0

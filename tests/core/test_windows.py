@@ -160,6 +160,7 @@ def test_the_state_that_was_returned_is_carried_on(payload, outcome, state):
         ({"state": 3}, "the state 3 "),
         ({"state": [1]}, "the state [1] "),
         ({"state": {"n": 2**70}}, "not JSON"),
+        ({"state": {"n": "x" * 6 * 2**20}}, "6291464 bytes"),
     ],
 )
 def test_an_invocation_that_gives_no_state_has_failed_and_changes_nothing(payload, says):
