@@ -170,6 +170,16 @@ class StreamSource(Generic[_S]):
         return Position(start.kind, timestamp=start.timestamp)
 
 
+class _Apart:
+    """How a reader takes records apart. There is none where that is not wanted: readers are small, and many."""
+
+    def __init__(self, unpack: Unpack) -> None:
+        self.unpack = unpack
+        self.left: deque[Record] = deque()
+        """What is left of the last record; its page stays in hand as long as there is some."""
+        self.turn = anyio.Lock()
+
+
 class StreamReader:
     """Reads one shard for one mapping; see `poller.ports.Reader`."""
 
@@ -198,17 +208,15 @@ class StreamReader:
         self._stream = stream
         self._envelope = envelope
         self._observer = observer
-        self._unpack = unpack
+        self._apart = None if unpack is None else _Apart(unpack)
         self._reads: ShardReads
         self._page: Page | None = None
         self._at = 0
-        # What is left of the record in front of `_at`, taken apart; the page stays in hand as long as there is some.
-        self._inner: deque[Record] = deque()
-        self._taking = anyio.Lock()
         self._arrived: float | None = None
 
     def __repr__(self) -> str:
-        in_hand = len(self._page.records) - self._at + len(self._inner) if self._page else 0
+        in_hand = len(self._page.records) - self._at if self._page else 0
+        in_hand += len(self._apart.left) if self._apart else 0
         return f"<StreamReader {self._mapping} {self._shard.id}: {self.doing}, {in_hand} records in hand>"
 
     def start(self, reads: ShardReads, tasks: TaskGroup) -> None:
@@ -227,9 +235,9 @@ class StreamReader:
             if (page := self._in_hand()) is None:
                 if not await self._read_on(deadline):
                     return ()
-            elif self._unpack is None:
+            elif self._apart is None:
                 return await self._take(page, limit)
-            elif inner := await self._take_apart(self._unpack, limit):
+            elif inner := await self._take_apart(self._apart, limit):
                 return inner
 
     async def _read_on(self, deadline: float) -> bool:
@@ -284,18 +292,18 @@ class StreamReader:
             raise senseless("GetRecords", error) from error
         return built
 
-    async def _take_apart(self, unpack: Unpack, limit: int) -> list[Record]:
+    async def _take_apart(self, apart: _Apart, limit: int) -> list[Record]:
         """As `_take`, where nobody knows before how many records there will be; none when all of them belong elsewhere."""
         taken: list[Record] = []
         built = 0
         # One after the other, so that each gets records that follow each other.
-        async with self._taking:
+        async with apart.turn:
             while (page := self._in_hand()) and len(taken) < limit:
                 if built >= BUILT_AT_ONCE:
                     await anyio.lowlevel.cancel_shielded_checkpoint()
                     built = 0
                 try:
-                    built += self._hand_out(page, unpack, taken, limit)
+                    built += self._hand_out(page, apart, taken, limit)
                 except SENSELESS as error:
                     self._go_back(page, self._at)
                     if taken:
@@ -303,17 +311,17 @@ class StreamReader:
                     raise senseless("GetRecords", error) from error
         return taken
 
-    def _hand_out(self, page: Page, unpack: Unpack, taken: list[Record], limit: int) -> int:
+    def _hand_out(self, page: Page, apart: _Apart, taken: list[Record], limit: int) -> int:
         """Move records of one record of the page, or what was left of it, to `taken`; return how many were built."""
         built = 0
-        if not self._inner:
+        if not apart.left:
             shard_id, build = self._shard.id, self._envelope.record
-            self._inner.extend([build(shard_id, wire) for wire in unpack(page.records[self._at])])
+            apart.left.extend([build(shard_id, wire) for wire in apart.unpack(page.records[self._at])])
             self._at += 1
-            built = 1 + len(self._inner)
-        while self._inner and len(taken) < limit:
-            taken.append(self._inner.popleft())
-        if not self._inner:
+            built = 1 + len(apart.left)
+        while apart.left and len(taken) < limit:
+            taken.append(apart.left.popleft())
+        if not apart.left:
             if self._at == len(page.records):
                 self._page = None
             self._note(page, self._at)
