@@ -83,11 +83,19 @@ def test_each_mistake_is_a_line_on_standard_error(path: Path) -> None:
 
 
 def test_what_this_version_cannot_run_is_not_called_valid(path: Path) -> None:
-    result = check(path, VALID + STREAM)
+    result = check(
+        path, VALID + STREAM + 'destination_config.on_failure.destination = "arn:aws:s3:::failed"\n'
+    )
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f'{path}: mapping "clicks": Kinesis streams are not read yet: this version reads SQS queues\n'
+        f'{path}: mapping "clicks": destination_config.on_failure.destination = arn:aws:s3:::failed:'
+        " this version sends to SQS queues only\n"
     )
+
+
+def test_a_file_with_a_stream_is_valid(path: Path) -> None:
+    result = check(path, VALID + STREAM)
+    assert result.stdout == f"{path}: valid: 2 mappings, 1 function\n"
 
 
 def test_a_handler_whose_module_is_missing_is_found_without_importing_any(path: Path) -> None:

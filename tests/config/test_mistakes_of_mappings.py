@@ -80,6 +80,17 @@ QUEUE = [
         "starting_position_timestamp = 1: does not apply to this source: it is for Kinesis streams only",
     ),
     (
+        "idle_interval_in_seconds = 1",
+        (
+            "idle_interval_in_seconds = 1: does not apply to this source:"
+            " it is for Kinesis and DynamoDB streams only"
+        ),
+    ),
+    (
+        "deaggregate = true",
+        "deaggregate = true: does not apply to this source: it is for Kinesis streams only",
+    ),
+    (
         'destination_config.on_failure.destination = "arn:aws:s3:::bucket"',
         (
             "destination_config = {…}: does not apply to this source:"
@@ -134,7 +145,12 @@ FIFO = [
 ]
 
 STREAM = [
-    ("parallelization_factor = 11", "parallelization_factor = 11: must be at most 10"),
+    ("parallelization_factor = 0", "parallelization_factor = 0: must be at least 1"),
+    ("parallelization_factor = 1001", "parallelization_factor = 1001: must be at most 1000"),
+    ("idle_interval_in_seconds = 0.1", "idle_interval_in_seconds = 0.1: must be at least 0.2"),
+    ("idle_interval_in_seconds = 61", "idle_interval_in_seconds = 61: must be at most 60"),
+    ("idle_interval_in_seconds = true", "idle_interval_in_seconds = true: must be a number"),
+    ("deaggregate = 3", "deaggregate = 3: must be true or false"),
     ("maximum_retry_attempts = -2", "maximum_retry_attempts = -2: must be at least -1"),
     ("maximum_record_age_in_seconds = -2", "maximum_record_age_in_seconds = -2: must be at least -1"),
     (
@@ -235,6 +251,30 @@ POSITION = [
 ]
 
 
+FAN_OUT = [
+    (
+        KINESIS,
+        'enhanced_fan_out = "a b"',
+        'enhanced_fan_out = "a b": must be 1 to 128 letters, digits, dots, dashes or underscores',
+    ),
+    (
+        f"{KINESIS}/consumer/c:1",
+        'enhanced_fan_out = "c"',
+        'enhanced_fan_out = "c": excludes an event_source_arn that names a consumer already',
+    ),
+    (
+        DYNAMODB,
+        'enhanced_fan_out = "c"',
+        'enhanced_fan_out = "c": does not apply to this source: it is for Kinesis streams only',
+    ),
+    (
+        DYNAMODB,
+        "deaggregate = false",
+        "deaggregate = false: does not apply to this source: it is for Kinesis streams only",
+    ),
+]
+
+
 @pytest.mark.parametrize(("keys", "line"), QUEUE)
 def test_a_mistake_in_a_queues_mapping_has_its_line(keys: str, line: str) -> None:
     if "Pattern" in keys:
@@ -267,6 +307,12 @@ def test_a_mistake_in_a_streams_mapping_has_its_line(arn: str, keys: str, line: 
 @pytest.mark.parametrize(("arn", "keys", "line"), POSITION)
 def test_a_wrong_starting_position_has_its_line(arn: str, keys: str, line: str) -> None:
     assert only_problem(whole(keys, arn=arn)) == f'mappings[0] "m" {line}'
+
+
+@pytest.mark.parametrize(("arn", "keys", "line"), FAN_OUT)
+def test_a_mistake_about_fan_out_has_its_line(arn: str, keys: str, line: str) -> None:
+    found = only_problem(whole(f'starting_position = "LATEST"\n{keys}', arn=arn))
+    assert found == f'mappings[0] "m" {line}'
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from poller.config import Arn, Aws, Config, Daemon, Function, Mapping, parse
+from poller.config import Arn, Aws, Config, Daemon, Function, Mapping, not_yet, parse
 
 SQS = "arn:aws:sqs:eu-west-1:123456789012:orders"
 FIFO = SQS + ".fifo"
 KINESIS = "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks"
+CONSUMER = KINESIS + "/consumer/c:1700000000"
 DYNAMODB = "arn:aws:dynamodb:eu-west-1:123456789012:table/t-1/stream/2026-01-31T12:00:00.000"
 
 
@@ -33,6 +34,25 @@ def test_a_mapping_knows_its_source_from_the_arn() -> None:
     assert str(one.arn) == FIFO
     assert [mapping(arn).source for arn in (SQS, KINESIS, DYNAMODB)] == ["sqs", "kinesis", "dynamodb"]
     assert not mapping(KINESIS).fifo
+
+
+@pytest.mark.parametrize(
+    ("arn", "keys", "consumer", "fans_out", "deaggregates"),
+    [
+        (KINESIS, {}, None, False, False),
+        (KINESIS, {"deaggregate": True}, None, False, True),
+        (KINESIS, {"enhanced_fan_out": "c"}, None, True, True),
+        (KINESIS, {"enhanced_fan_out": "c", "deaggregate": False}, None, True, False),
+        (CONSUMER, {}, CONSUMER, True, True),
+        (DYNAMODB, {}, None, False, False),
+    ],
+)
+def test_fan_out_takes_aggregates_apart_unless_the_file_says_otherwise(
+    arn: str, keys: dict[str, Any], consumer: str | None, fans_out: bool, deaggregates: bool
+) -> None:
+    one = mapping(arn, **keys)
+    assert (one.arn.consumer, one.fans_out, one.deaggregates) == (consumer, fans_out, deaggregates)
+    assert one.arn.stream == (KINESIS if arn == CONSUMER else arn)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +217,8 @@ STREAM = some(
     **COMMON,
     batch_size=st.integers(1, 10_000),
     maximum_batching_window_in_seconds=st.integers(0, 300),
-    parallelization_factor=st.integers(1, 10),
+    parallelization_factor=st.integers(1, 1000),
+    idle_interval_in_seconds=st.floats(0.2, 60),
     bisect_batch_on_function_error=st.booleans(),
     maximum_record_age_in_seconds=st.just(-1) | st.integers(60, 604_800),
     maximum_retry_attempts=st.integers(-1, 10_000),
@@ -237,3 +258,35 @@ def test_the_schema_describes_every_key() -> None:
         if not value.get("description")
     ]
     assert bare == []
+
+
+# --- what a later version will run ----------------------------------------------------------------------------
+
+
+def written(arn: str, state: str, destination: str = "") -> Config:
+    keys: dict[str, Any] = {} if ":sqs:" in arn else {"starting_position": "LATEST"}
+    if destination:
+        keys["destination_config"] = {"on_failure": {"destination": destination}}
+    return parse(f'[daemon]\nstate = "{state}"\n{mapping_text(arn, **keys)}', where="f", environ={}, now=0)
+
+
+@pytest.mark.parametrize("arn", [KINESIS, CONSUMER, DYNAMODB])
+def test_streams_run_with_checkpoints_in_memory_or_a_file(arn: str) -> None:
+    assert not_yet(written(arn, "memory:")) == ()
+    assert not_yet(written(arn, "sqlite:poller.db", SQS)) == ()
+
+
+def test_checkpoints_in_dynamodb_are_for_later_and_matter_to_streams_only() -> None:
+    assert not_yet(written(KINESIS, "dynamodb:leases")) == (
+        "daemon.state = dynamodb:leases: this version keeps checkpoints in memory: or sqlite:PATH",
+    )
+    assert not_yet(written(SQS, "dynamodb:leases")) == ()
+
+
+@pytest.mark.parametrize("destination", ["arn:aws:s3:::bucket", SQS.replace("sqs", "sns")])
+def test_destinations_other_than_queues_are_for_later(destination: str) -> None:
+    (line,) = not_yet(written(KINESIS, "memory:", destination))
+    assert line == (
+        f'mapping "m": destination_config.on_failure.destination = {destination}:'
+        " this version sends to SQS queues only"
+    )

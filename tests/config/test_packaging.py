@@ -38,6 +38,7 @@ class Mapping:
     in_flight_records: int = 0
     buffered_bytes: int = 0
     receivers: int = 1
+    shards: tuple[object, ...] = ()
 
 
 @dataclass(frozen=True)
