@@ -10,7 +10,8 @@ from typing import Any
 _lock = threading.Lock()
 
 
-def _write(lines: list[str]) -> None:
+def write(lines: list[str]) -> None:
+    """Append `lines`, whole, to the ledger."""
     with _lock:
         descriptor = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
@@ -21,22 +22,22 @@ def _write(lines: list[str]) -> None:
 
 async def record(event: dict[str, Any], context: Any) -> None:
     """Note every message."""
-    _write([message["body"] for message in event["Records"]])
+    write([message["body"] for message in event["Records"]])
 
 
 async def sometimes(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Fail one message in a hundred, at random; note the others."""
     failed = {message["messageId"] for message in event["Records"] if random.random() < 0.01}
-    _write([message["body"] for message in event["Records"] if message["messageId"] not in failed])
+    write([message["body"] for message in event["Records"] if message["messageId"] not in failed])
     return {"batchItemFailures": [{"itemIdentifier": one} for one in failed]}
 
 
 def slow(event: dict[str, Any], context: Any) -> None:
     """Note that it began, work for as long as it may, note that it ended: a handler that a stop will meet half-way."""
     bodies = [message["body"] for message in event["Records"]]
-    _write([f"begun {body}" for body in bodies])
+    write([f"begun {body}" for body in bodies])
     threading.Event().wait(float(os.environ["WORK_SECONDS"]))
-    _write([f"ended {body}" for body in bodies])
+    write([f"ended {body}" for body in bodies])
 
 
 def poisoned(event: dict[str, Any], context: Any) -> None:

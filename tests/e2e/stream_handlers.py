@@ -1,0 +1,66 @@
+"""Handlers of the end-to-end tests on streams. A line of the ledger is one record: its shard, and what its producer wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from base64 import b64decode
+from typing import Any
+
+from ledger_handlers import write
+
+
+def _data(record: dict[str, Any]) -> str:
+    return b64decode(record["kinesis"]["data"]).decode()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return f"{record['eventID'].partition(':')[0]} {_data(record)}"
+
+
+async def record(event: dict[str, Any], context: Any) -> None:
+    """Note every record."""
+    write([_line(one) for one in event["Records"]])
+
+
+async def steady(event: dict[str, Any], context: Any) -> None:
+    """Note every record after a little work."""
+    await asyncio.sleep(float(os.environ["WORK_SECONDS"]))
+    write([_line(one) for one in event["Records"]])
+
+
+async def picky(event: dict[str, Any], context: Any) -> None:
+    """Refuse any batch that holds poison; note the others."""
+    await asyncio.sleep(0.002)
+    if bad := [one for one in map(_data, event["Records"]) if one.endswith("!")]:
+        raise ValueError(f"poison: {bad[0]}")
+    write([_line(one) for one in event["Records"]])
+
+
+def confused(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Note every record, and name one that is not of the batch as failed, twice; then be content."""
+    lines = [_line(one) for one in event["Records"]]
+    write(lines)
+    with open(os.environ["LEDGER"], encoding="utf-8") as ledger:
+        attempts = ledger.read().splitlines().count(lines[0])
+    return {"batchItemFailures": [{"itemIdentifier": "1234567890"}] if attempts < 3 else []}
+
+
+async def add_up(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Carry the sum of a window; note it at the window's end."""
+    total = event["state"].get("total", 0) + sum(int(_data(one)) for one in event["Records"])
+    if event["isFinalInvokeForWindow"]:
+        write([f"{event['window']['start']} {total}"])
+    return {"state": {"total": total}}
+
+
+async def changes(event: dict[str, Any], context: Any) -> None:
+    """Note each change of an item: its key, the kind of change, what it was and what it is."""
+    lines = []
+    for one in event["Records"]:
+        change = one["dynamodb"]
+        old, new = (
+            change.get(image, {}).get("version", {}).get("N", "-") for image in ("OldImage", "NewImage")
+        )
+        lines.append(f"{change['Keys']['id']['S']} {one['eventName']} {old} {new}")
+    write(lines)
