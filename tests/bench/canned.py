@@ -1,8 +1,5 @@
-"""A canned SQS endpoint, in a process of its own: it answers at once, remembers nothing, and is never the limit.
-
-It speaks just as much of SQS' JSON protocol as a consumer needs. Messages are cut from templates: a reply to ReceiveMessage
-is one formatting of bytes, with new message ids and receipts every time. A queue whose name begins with `idle-` never has
-messages, and its long polls last as long as on AWS. `GET /stats` tells what was served and the CPU seconds that it took.
+"""A canned endpoint of SQS, Kinesis and DynamoDB Streams, in a process of its own: it answers at once, remembers nothing, and
+is never the limit. `GET /stats` tells what was served and the CPU seconds that it took.
 
     python -m tests.bench.canned        prints its port, and ends when its standard input does
 """
@@ -10,89 +7,33 @@ messages, and its long polls last as long as on AWS. `GET /stats` tells what was
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import resource
 import sys
 import threading
 import time
 from collections import Counter
-from functools import cache
 from typing import Any
 
 import orjson
 import uvloop
 
-ACCOUNT = "123456789012"
-BODY_SIZE = 300
-IDLE = "idle-"
-_HEAD = (
-    b"HTTP/1.1 %d %s\r\nx-amzn-RequestId: 8c4f6c3e-7f5b-5d6c-9a3e-2f1f6c7e5b4a\r\nContent-Type: application/x-amz-json-1.0\r\n"
-    b"Date: %s\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n"
-)
-_DATE = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()
+from tests.bench.canned_reply import http
+from tests.bench.canned_sqs import Sqs
+from tests.bench.canned_streams import DynamoDbStreams, Kinesis
 
 
-def http(body: bytes, status: int = 200) -> bytes:
-    """A whole HTTP reply."""
-    return _HEAD % (status, b"OK" if status == 200 else b"Bad Request", _DATE, len(body)) + body
+class Services:
+    """All that is canned, by the name that their protocol has for them."""
 
-
-# --- what it answers ----------------------------------------------------------------------------------------------------
-
-
-def body_of(place: int) -> str:
-    """The body of the message at `place` of a reply; every other one is paid, so that a filter can pass half."""
-    order = {
-        "order": 10_000_000 + place,
-        "status": "open" if place % 2 else "paid",
-        "total": 4200 + place,
-        "note": "",
-    }
-    order["note"] = "x" * (BODY_SIZE - len(orjson.dumps(order)))
-    return orjson.dumps(order).decode()
-
-
-def _message(place: int) -> bytes:
-    """A template with three holes for the number of the message; every number takes the same room."""
-    body = body_of(place)
-    sent = str(int(time.time() * 1000))
-    attributes = {
-        "SenderId": "AIDAIENQZJOLO23YVJ4VO",
-        "ApproximateFirstReceiveTimestamp": sent,
-        "ApproximateReceiveCount": "1",
-        "SentTimestamp": sent,
-    }
-    message = {
-        "MessageId": "%(id)",
-        "ReceiptHandle": "AQEB" + "wJnKyrHigUMZj6rYigCgxlaS3SLy0a" * 12 + "%(receipt)",
-        "MD5OfBody": hashlib.md5(body.encode()).hexdigest(),
-        "Body": body,
-        "Attributes": attributes,
-    }
-    text = orjson.dumps(message).replace(b"%(id)", b"%08x-5f3b-4c11-9d2e-%012x")
-    return text.replace(b"%(receipt)", b"%032x==")
-
-
-@cache
-def _received(count: int) -> bytes:
-    """A template of the HTTP reply with `count` messages."""
-    messages = b",".join(_message(place) for place in range(count))
-    body = b'{"Messages":[' + messages + b"]}"
-    size = len(body % tuple(range(3 * count)))
-    return _HEAD % (200, b"OK", _DATE, size) + body
-
-
-EMPTY = http(b"{}")
-
-
-class Sqs:
-    """The operations. Each takes the parameters and returns a whole HTTP reply."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._number = 0
+        self.sqs = Sqs(self.counts)
+        self._by_name: dict[str, Sqs | Kinesis | DynamoDbStreams] = {
+            "AmazonSQS": self.sqs,
+            "Kinesis_20131202": Kinesis(self.counts),
+            "DynamoDBStreams_20120810": DynamoDbStreams(self.counts),
+        }
 
     def stats(self) -> bytes:
         """Everything since the start."""
@@ -101,41 +42,18 @@ class Sqs:
             orjson.dumps({**self.counts, "cpu": used.ru_utime + used.ru_stime, "wall": time.monotonic()})
         )
 
-    def answer(self, operation: str, params: dict[str, Any]) -> tuple[bytes, float]:
-        """The reply, and the seconds to wait before it is sent."""
+    def answer(self, target: str, params: dict[str, Any]) -> tuple[bytes, float]:
+        """A whole HTTP reply, and the seconds to wait before it is sent."""
+        service, _, operation = target.partition(".")
         self.counts[operation] += 1
-        if operation == "ReceiveMessage":
-            if params["QueueUrl"].rpartition("/")[2].startswith(IDLE):
-                return EMPTY, float(params.get("WaitTimeSeconds", 0))
-            return self._receive(params.get("MaxNumberOfMessages", 1)), 0.0
-        if operation in ("DeleteMessageBatch", "ChangeMessageVisibilityBatch"):
-            return self._settle(operation, params["Entries"]), 0.0
-        if operation == "GetQueueUrl":
-            return http(orjson.dumps({"QueueUrl": f"{self.address}/{ACCOUNT}/{params['QueueName']}"})), 0.0
-        if operation == "GetQueueAttributes":
-            return http(b'{"Attributes":{"VisibilityTimeout":"60"}}'), 0.0
-        return http(b'{"__type":"com.amazonaws.sqs#InvalidAction","message":"not canned"}', 400), 0.0
-
-    def _receive(self, count: int) -> bytes:
-        first = self._number
-        self._number = first + count
-        self.counts["received"] += count
-        return _received(count) % tuple(number for number in range(first, first + count) for _ in range(3))
-
-    def _settle(self, operation: str, entries: list[dict[str, Any]]) -> bytes:
-        self.counts["deleted" if operation == "DeleteMessageBatch" else "extended"] += len(entries)
-        done = ",".join([f'{{"Id":"{entry["Id"]}"}}' for entry in entries])
-        return http(f'{{"Successful":[{done}],"Failed":[]}}'.encode())
-
-
-# --- HTTP ---------------------------------------------------------------------------------------------------------------
+        return self._by_name[service].answer(operation, params)
 
 
 class Connection(asyncio.Protocol):
     """One client. Requests have a Content-Length and come one after the other."""
 
-    def __init__(self, sqs: Sqs) -> None:
-        self._sqs = sqs
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._rest = b""
         self._transport: Any = None
         self._parked: asyncio.TimerHandle | None = None
@@ -161,11 +79,11 @@ class Connection(asyncio.Protocol):
 
     def _request(self, head: bytes, lowered: bytes, body: bytes) -> None:
         if head.startswith(b"GET"):
-            self._transport.write(self._sqs.stats())
+            self._transport.write(self._services.stats())
             return
         at = lowered.find(b"\r\nx-amz-target:")
         target = _header(head[at:], head[at : at + 15]) if at >= 0 else b""
-        reply, wait = self._sqs.answer(target.decode().rpartition(".")[2], orjson.loads(body or b"{}"))
+        reply, wait = self._services.answer(target.decode(), orjson.loads(body or b"{}"))
         if wait:
             self._parked = asyncio.get_running_loop().call_later(wait, self._transport.write, reply)
         else:
@@ -183,10 +101,10 @@ def _header(head: bytes, name: bytes) -> bytes:
 async def serve() -> None:
     """Listen on a free port of loopback, for ever."""
     loop = asyncio.get_running_loop()
-    sqs = Sqs("")
-    server = await loop.create_server(lambda: Connection(sqs), "127.0.0.1", 0, backlog=4096)
+    services = Services()
+    server = await loop.create_server(lambda: Connection(services), "127.0.0.1", 0, backlog=4096)
     port = server.sockets[0].getsockname()[1]
-    sqs.address = f"http://127.0.0.1:{port}"
+    services.sqs.address = f"http://127.0.0.1:{port}"
     print(port, flush=True)
     await asyncio.Event().wait()
 

@@ -5,23 +5,20 @@
 * `aiobotocore`: what a good user would write: one client, ten loops at the same time, uvloop.
 * `boto3`: the loop of every tutorial: one thread, blocking.
 * `wire`: poller's own hot calls in ten loops, without the engine, events or a handler.
+* `kinesis-aiobotocore` and so on: the same on streams; see `stream_loops`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import resource
 import threading
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+from tests.bench import stream_loops
+from tests.bench.windows import REGION, Count, window
 
 LOOPS = 10
-REGION = "eu-west-1"
 RECEIVE = {
     "MaxNumberOfMessages": 10,
     "WaitTimeSeconds": 20,
@@ -30,49 +27,8 @@ RECEIVE = {
 }
 
 
-def cpu() -> float:
-    """CPU seconds of this process so far, user and system."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-class Count:
-    """Messages deleted, and the CPU seconds for them, over a window."""
-
-    def __init__(self) -> None:
-        self.messages = 0
-        self._begun = (0, 0.0, 0.0)
-
-    def begin(self) -> None:
-        self._begun = (self.messages, cpu(), time.monotonic())
-
-    def end(self) -> dict[str, float]:
-        messages, used, at = self._begun
-        return {
-            "messages": self.messages - messages,
-            "cpu": cpu() - used,
-            "wall": time.monotonic() - at,
-            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-
-
 def _entries(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [{"Id": str(at), "ReceiptHandle": message["ReceiptHandle"]} for at, message in enumerate(messages)]
-
-
-async def _window(
-    loop: Callable[[Count], Coroutine[Any, Any, None]], count: Count, warm_up: float, seconds: float
-) -> dict[str, float]:
-    """Run ten of `loop` and measure `seconds` after `warm_up`."""
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(loop(count)) for _ in range(LOOPS)]
-        await asyncio.sleep(warm_up)
-        count.begin()
-        await asyncio.sleep(seconds)
-        measured = count.end()
-        for task in running:
-            task.cancel()
-    return measured
 
 
 async def aiobotocore(endpoint: str, warm_up: float, seconds: float) -> dict[str, float]:
@@ -92,7 +48,7 @@ async def aiobotocore(endpoint: str, warm_up: float, seconds: float) -> dict[str
                     reply = await sqs.delete_message_batch(QueueUrl=url, Entries=_entries(messages))
                     count.messages += len(reply["Successful"])
 
-        return await _window(loop, Count(), warm_up, seconds)
+        return await window(loop, Count(), warm_up, seconds, LOOPS)
 
 
 async def wire(endpoint: str, warm_up: float, seconds: float) -> dict[str, float]:
@@ -113,7 +69,7 @@ async def wire(endpoint: str, warm_up: float, seconds: float) -> dict[str, float
                 )
                 count.messages += len(reply["Successful"])
 
-        return await _window(loop, Count(), warm_up, seconds)
+        return await window(loop, Count(), warm_up, seconds, LOOPS)
 
 
 def boto3(endpoint: str, warm_up: float, seconds: float) -> dict[str, float]:
@@ -142,21 +98,29 @@ def boto3(endpoint: str, warm_up: float, seconds: float) -> dict[str, float]:
     return measured
 
 
+LOOPS_BY_NAME: dict[str, Any] = {
+    "aiobotocore": aiobotocore,
+    "wire": wire,
+    "kinesis-aiobotocore": stream_loops.aiobotocore("kinesis"),
+    "kinesis-wire": stream_loops.wire("kinesis"),
+    "dynamodb-aiobotocore": stream_loops.aiobotocore("dynamodbstreams"),
+    "dynamodb-wire": stream_loops.wire("dynamodbstreams"),
+}
+
+
 def main() -> None:
     """Run one loop and print what it measured."""
     import uvloop
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("loop", choices=["aiobotocore", "boto3", "wire"])
+    parser.add_argument("loop", choices=["boto3", *LOOPS_BY_NAME])
     parser.add_argument("endpoint")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--warm-up", type=float, default=1.5)
     asked = parser.parse_args()
     timing = (asked.endpoint, asked.warm_up, asked.seconds)
-    if asked.loop == "boto3":
-        measured = boto3(*timing)
-    else:
-        measured = uvloop.run({"aiobotocore": aiobotocore, "wire": wire}[asked.loop](*timing))
+    loop = LOOPS_BY_NAME.get(asked.loop)
+    measured = uvloop.run(loop(*timing)) if loop else boto3(*timing)
     print(json.dumps(measured))
 
 

@@ -18,8 +18,8 @@ from shutil import copy
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.bench.canned import ACCOUNT
-from tests.bench.loops import REGION
+from tests.bench.canned_reply import ACCOUNT
+from tests.bench.windows import REGION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,17 +120,18 @@ shutdown_timeout = 2
 region = "{region}"
 endpoint_url = "{endpoint}"
 
-[functions.bench]
+"""
+_FUNCTION = """
+[functions.{name}]
 runtime = "inline"
-handler = "bench_functions:handler"
+handler = "bench_functions:{name}"
 timeout = 10
 """
 _MAPPING = """
 [[mappings]]
 name = "{name}"
-event_source_arn = "arn:aws:sqs:{region}:{account}:{name}"
-function_name = "bench"
-batch_size = 10
+event_source_arn = "arn:aws:{resource}"
+function_name = "{function}"
 {more}
 """
 
@@ -142,11 +143,12 @@ def _free_port() -> int:
 
 
 class Daemon:
-    """`poller run` with one mapping a queue, and what /metrics says of it."""
+    """`poller run`, and what /metrics says of it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, begun: float) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, begun: float, blocks: Path) -> None:
         self.process = process
         self.begun = begun
+        self._blocks = blocks
         self._url = f"http://127.0.0.1:{port}"
 
     def ready(self) -> float:
@@ -169,14 +171,43 @@ class Daemon:
             found[name] = found.get(name, 0.0) + float(value)
         return {**found, "at": time.monotonic()}
 
+    def blocks(self, since: float) -> list[float]:
+        """Seconds of each time that the loop was blocked, as `functions.watched` has seen it since then."""
+        lines = self._blocks.read_text().splitlines() if self._blocks.exists() else []
+        return [float(gap) for at, gap in map(str.split, lines) if float(at) >= since]
 
-def write_config(folder: Path, url: str, queues: list[str], more: str = "") -> tuple[Path, int]:
-    """Write a file with a mapping for each of `queues`, each with the lines `more`, and the handler beside it; return
-    the file and its port."""
+
+class Mapped(NamedTuple):
+    """One mapping of the daemon's file."""
+
+    name: str
+    resource: str
+    """Its ARN from the service on."""
+    function: str
+    """One of `tests.bench.functions`."""
+    more: str = ""
+    """Lines of TOML."""
+
+
+def queue(name: str, more: str = "") -> Mapped:
+    return Mapped(name, f"sqs:{REGION}:{ACCOUNT}:{name}", "handler", more)
+
+
+def kinesis(name: str, more: str = "", function: str = "kinesis") -> Mapped:
+    return Mapped(name, f"kinesis:{REGION}:{ACCOUNT}:stream/{name}", function, more)
+
+
+def dynamodb(name: str, more: str = "") -> Mapped:
+    stream = f"dynamodb:{REGION}:{ACCOUNT}:table/{name}/stream/2026-01-01T00:00:00.000"
+    return Mapped(name, stream, "dynamodb", more)
+
+
+def write_config(folder: Path, url: str, mappings: list[Mapped]) -> tuple[Path, int]:
+    """Write a file with `mappings`, and the handlers beside it; return the file and its port."""
     port = _free_port()
     text = _FILE.format(port=port, region=REGION, endpoint=url)
-    for name in queues:
-        text += _MAPPING.format(name=name, region=REGION, account=ACCOUNT, more=more)
+    text += "".join(_FUNCTION.format(name=name) for name in {one.function for one in mappings})
+    text += "".join(_MAPPING.format(**one._asdict()) for one in mappings)
     file = folder / "poller.toml"
     file.write_text(text)
     copy(ROOT / "tests/bench/functions.py", folder / "bench_functions.py")
@@ -184,15 +215,16 @@ def write_config(folder: Path, url: str, queues: list[str], more: str = "") -> t
 
 
 @contextmanager
-def daemon(url: str, queues: list[str], more: str = "") -> Iterator[Daemon]:
-    """Run the real daemon on `queues` of the endpoint at `url`."""
+def daemon(url: str, mappings: list[Mapped], module: str = "poller") -> Iterator[Daemon]:
+    """Run the real daemon on the endpoint at `url`; `module` is what makes one of it."""
     with TemporaryDirectory() as folder:
-        file, port = write_config(Path(folder), url, queues, more)
-        command = [sys.executable, "-m", "poller", "run", "-c", str(file), "--log-level", "error"]
+        file, port = write_config(Path(folder), url, mappings)
+        blocks = Path(folder) / "blocks"
+        command = [sys.executable, "-m", module, "run", "-c", str(file), "--log-level", "error"]
         begun = time.monotonic()
-        process = subprocess.Popen(command, env=environment(), cwd=folder)
+        process = subprocess.Popen(command, env=environment() | {"BENCH_BLOCKS": str(blocks)}, cwd=folder)
         try:
-            yield Daemon(process, port, begun)
+            yield Daemon(process, port, begun, blocks)
         finally:
             # Two signals: long polls in flight are not waited for.
             process.terminate()
@@ -203,7 +235,7 @@ def daemon(url: str, queues: list[str], more: str = "") -> Iterator[Daemon]:
 def check(url: str) -> float:
     """Run `poller check` on ten mappings; return its seconds."""
     with TemporaryDirectory() as folder:
-        file, _ = write_config(Path(folder), url, [f"idle-{number}" for number in range(10)])
+        file, _ = write_config(Path(folder), url, [queue(f"idle-{number}") for number in range(10)])
         begun = time.monotonic()
         command = [sys.executable, "-m", "poller", "check", "-c", str(file)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment(), cwd=folder)

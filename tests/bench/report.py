@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tests.bench.scenarios import BASELINE, SCENARIOS
+from tests.bench.scenarios import BASELINES, PLAIN, SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,25 +22,29 @@ Rounds = dict[str, list["Figures"]]
 _LABELS = {
     "core": ("CPU", " % of a core"),
     "mb": ("resident", " MB"),
-    "receives": ("receives a queue", " a minute"),
+    "reads": ("reads a queue or shard", " a minute"),
+    "read_us": ("CPU a read", " us"),
+    "records": ("records a reply", ""),
+    "longest": ("longest block of the loop", " ms"),
+    "typical": ("typical one", " ms"),
     "ready": ("ready after", " s"),
     "start_cpu": ("CPU until ready", " s"),
     "check": ("takes", " s"),
     "ratio": ("against aiobotocore", " x"),
-    "of_poller": ("against no filter", " %"),
+    "of_plain": ("against no filter", " %"),
 }
 
 
 def add_ratios(rounds: Rounds) -> None:
     """Compare within each round: what else the machine did then was the same for all."""
-    for figures in rounds.values():
-        for number, one in enumerate(figures):
-            if "per_cpu" not in one:
-                continue
-            if base := _at(rounds, BASELINE, number):
+    for scenario in SCENARIOS:
+        if not scenario.throughput:
+            continue
+        for number, one in enumerate(rounds.get(scenario.name, [])):
+            if base := _at(rounds, BASELINES[scenario.throughput], number):
                 one["ratio"] = one["per_cpu"] / base
-            if base := _at(rounds, "poller", number):
-                one["of_poller"] = 100 * one["per_cpu"] / base
+            if base := _at(rounds, PLAIN[scenario.throughput], number):
+                one["of_plain"] = 100 * one["per_cpu"] / base
 
 
 def _at(rounds: Rounds, name: str, number: int) -> float | None:
@@ -80,15 +84,16 @@ def markdown(rounds: Rounds, seconds: float) -> str:
     most = max(len(figures) for figures in rounds.values())
     about = f"{where['cpu']}, {where['cores']} cores, {where['system']}, Python {where['python']}"
     lines = [f"{about}; medians of {most} rounds of {seconds:g} s.", ""]
-    fast = [scenario for scenario in ran if scenario.throughput]
-    if fast:
-        lines += [*_throughput(fast, results, rounds), ""]
+    for source in BASELINES:
+        fast = [scenario for scenario in ran if scenario.throughput == source]
+        if fast:
+            lines += [*_throughput(fast, results, rounds), ""]
     return "\n".join([*lines, *_bars(ran, results)]) + "\n"
 
 
 def _throughput(ran: list[Scenario], results: dict[str, Figures], rounds: Rounds) -> Iterable[str]:
     yield (
-        "| scenario | messages a CPU second | lowest to highest | x aiobotocore | CPU us a batch of 10 | messages a second | "
+        "| scenario | messages or records a CPU second | lowest to highest | x aiobotocore | CPU us each | a second | "
         "core used | endpoint's core | resident MB |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -101,7 +106,7 @@ def _throughput(ran: list[Scenario], results: dict[str, Figures], rounds: Rounds
             f"{one['per_cpu']:,.0f}",
             f"{spread[0]:,.0f} to {spread[-1]:,.0f}",
             ratio,
-            f"{one['batch_us']:,.0f}",
+            f"{one['us']:,.1f}",
             f"{one['per_wall']:,.0f}",
             f"{one['cpu'] / one['wall']:.0%}",
             f"{one['endpoint_share']:.0%}",

@@ -6,24 +6,38 @@ warm-up; the canned endpoint's own share of a core in that window shows that it 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from tests.bench import processes
-from tests.bench.canned import IDLE
-from tests.bench.processes import Endpoint, daemon, run_loop
+from tests.bench.canned_reply import IDLE
+from tests.bench.processes import Endpoint, Mapped, daemon, dynamodb, kinesis, queue, run_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Figures = dict[str, float]
 
-BASELINE = "aiobotocore"
+#: The baseline of each kind of source.
+BASELINES = {"sqs": "aiobotocore", "kinesis": "kinesis-aiobotocore", "dynamodb": "dynamodb-aiobotocore"}
+#: What the variants of each are compared with.
+PLAIN = {"sqs": "poller", "kinesis": "kinesis", "dynamodb": "dynamodb"}
 IDLE_QUEUES = 200
+IDLE_SHARDS = 1000
 #: Seconds; two long polls.
 IDLE_WINDOW = 40.0
 TEN = "scaling_config.maximum_concurrency = 10"
-HALF = 'filter_criteria.filters = [{ pattern = { body = { status = ["paid"] } } }]'
+_PASS = "filter_criteria.filters = [{{ pattern = {} }}]"
+HALF = _PASS.format('{ body = { status = ["paid"] } }')
+#: Of a reply of the busy streams.
+THOUSAND = 'batch_size = 1000\nstarting_position = "TRIM_HORIZON"'
+KINESIS_HALF = _PASS.format('{ data = { status = ["paid"] } }')
+DYNAMODB_HALF = _PASS.format('{ dynamodb = { NewImage = { status = { S = ["paid"] } } } }')
+LANES = "parallelization_factor = 10"
+#: Poller without the pauses that the quota of a shard wants.
+UNPACED = "tests.bench.unpaced"
 
 
 @dataclass(frozen=True)
@@ -60,55 +74,64 @@ class Scenario:
     bars: tuple[Bar, ...] = ()
     once: bool = False
     """Measured in the first round only, because it repeats itself inside or lasts long."""
-    throughput: bool = True
+    throughput: str = ""
+    """The kind of source of which it measures the throughput."""
 
 
 # --- throughput ---------------------------------------------------------------------------------------------------------
 
 
-def _finish(figures: Figures, before: dict[str, float], after: dict[str, float]) -> Figures:
-    """Add what follows from the figures and from what the endpoint served meanwhile."""
+def _finish(figures: Figures, before: dict[str, float], after: dict[str, float], done: str) -> Figures:
+    """Add what follows from the figures and from what the endpoint served meanwhile; `done` is its word for that."""
     if not figures["messages"]:
-        raise RuntimeError("nothing was deleted")
+        raise RuntimeError("nothing was done")
     per_cpu, per_wall = figures["messages"] / figures["cpu"], figures["messages"] / figures["wall"]
-    served = (after["cpu"] - before["cpu"]) / (after["deleted"] - before.get("deleted", 0))
+    served = (after["cpu"] - before["cpu"]) / (after[done] - before.get(done, 0))
     return {
         **figures,
         "per_cpu": per_cpu,
         "per_wall": per_wall,
-        "batch_us": 1e7 / per_cpu,
+        "us": 1e6 / per_cpu,
         # By message and not by time, because the endpoint served the warm-up too.
         "endpoint_share": served * per_wall,
     }
 
 
-def _loop(name: str) -> Callable[[Endpoint, Timing], Figures]:
+def _loop(name: str, done: str = "deleted") -> Callable[[Endpoint, Timing], Figures]:
     def run(endpoint: Endpoint, timing: Timing) -> Figures:
         before = endpoint.stats()
         measured = run_loop(name, endpoint.url, timing.warm_up, timing.seconds)
-        return _finish(measured, before, endpoint.stats())
+        return _finish(measured, before, endpoint.stats(), done)
 
     return run
 
 
-def _poller(more: str) -> Callable[[Endpoint, Timing], Figures]:
+def _poller(mapped: Mapped) -> Callable[[Endpoint, Timing], Figures]:
+    on_queue = mapped.resource.startswith("sqs:")
+    module, settled, done = (
+        ("poller", "poller_deleted_events_total", "deleted")
+        if on_queue
+        else (UNPACED, "poller_committed_events_total", "read")
+    )
+
     def run(endpoint: Endpoint, timing: Timing) -> Figures:
-        with daemon(endpoint.url, ["busy"], more) as running:
+        with daemon(endpoint.url, [mapped], module) as running:
             running.ready()
             processes.pause(timing.warm_up)
             served, before = endpoint.stats(), running.metrics()
             processes.pause(timing.seconds)
             after = running.metrics()
             figures = {
-                "messages": after["poller_deleted_events_total"] - before["poller_deleted_events_total"],
+                "messages": after[settled] - before[settled],
                 "cpu": after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"],
                 "wall": after["at"] - before["at"],
                 "rss": after["process_resident_memory_bytes"],
             }
             then = endpoint.stats()
-            if then["deleted"] - served.get("deleted", 0) < figures["messages"]:
-                raise RuntimeError("the daemon claims more deletions than the endpoint has seen")
-            return _finish(figures, served, then)
+            # What of a stream was in hand at the beginning of the window was served before it.
+            if then[done] - (served.get(done, 0) if on_queue else 0) < figures["messages"]:
+                raise RuntimeError("the daemon claims more than the endpoint has seen")
+            return _finish(figures, served, then, done)
 
     return run
 
@@ -116,26 +139,47 @@ def _poller(more: str) -> Callable[[Endpoint, Timing], Figures]:
 # --- standing still, and starting ---------------------------------------------------------------------------------------
 
 
-def _idle(endpoint: Endpoint, timing: Timing) -> Figures:
-    queues = [f"{IDLE}{number}" for number in range(IDLE_QUEUES)]
-    with daemon(endpoint.url, queues) as running:
-        start = running.ready()
-        processes.pause(timing.warm_up + 3)
-        served, before = endpoint.stats(), running.metrics()
-        processes.pause(IDLE_WINDOW)
-        after, then = running.metrics(), endpoint.stats()
-    wall = after["at"] - before["at"]
-    receives = then["ReceiveMessage"] - served["ReceiveMessage"]
-    return {
-        "core": 100 * (after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / wall,
-        "mb": after["process_resident_memory_bytes"] / 1e6,
-        "receives": 60 * receives / wall / IDLE_QUEUES,
-        "ready": start,
-    }
+def _idle(mappings: list[Mapped], operation: str, readers: int) -> Callable[[Endpoint, Timing], Figures]:
+    def run(endpoint: Endpoint, timing: Timing) -> Figures:
+        with daemon(endpoint.url, mappings) as running:
+            start = running.ready()
+            processes.pause(timing.warm_up + 3)
+            served, before = endpoint.stats(), running.metrics()
+            processes.pause(IDLE_WINDOW)
+            after, then = running.metrics(), endpoint.stats()
+        wall = after["at"] - before["at"]
+        reads = then[operation] - served[operation]
+        cpu = after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
+        return {
+            "core": 100 * cpu / wall,
+            "mb": after["process_resident_memory_bytes"] / 1e6,
+            "reads": 60 * reads / wall / readers,
+            "read_us": 1e6 * cpu / reads,
+            "ready": start,
+        }
+
+    return run
+
+
+def _blocked(mapped: Mapped) -> Callable[[Endpoint, Timing], Figures]:
+    def run(endpoint: Endpoint, timing: Timing) -> Figures:
+        with daemon(endpoint.url, [mapped], UNPACED) as running:
+            running.ready()
+            processes.pause(timing.warm_up)
+            begun, before = time.monotonic(), endpoint.stats()
+            processes.pause(timing.seconds)
+            then, blocks = endpoint.stats(), running.blocks(begun)
+        return {
+            "records": (then["read"] - before["read"]) / (then["GetRecords"] - before["GetRecords"]),
+            "longest": 1000 * max(blocks, default=0.0),
+            "typical": 1000 * median(blocks or [0.0]),
+        }
+
+    return run
 
 
 def _start(endpoint: Endpoint, timing: Timing) -> Figures:
-    with daemon(endpoint.url, [f"{IDLE}{number}" for number in range(10)]) as running:
+    with daemon(endpoint.url, [queue(f"{IDLE}{number}") for number in range(10)]) as running:
         ready = running.ready()
         used = running.metrics()["process_cpu_seconds_total"]
     return {"ready": ready, "start_cpu": used}
@@ -145,40 +189,92 @@ def _check(endpoint: Endpoint, timing: Timing) -> Figures:
     return {"check": processes.check(endpoint.url)}
 
 
+def _streams(
+    source: str, mapped: Callable[[str, str], Mapped], half: str, bar: float
+) -> tuple[Scenario, ...]:
+    """The scenarios that both kinds of stream have."""
+
+    def one(name: str, title: str, stream: str, *more: str, bars: tuple[Bar, ...] = ()) -> Scenario:
+        run = _poller(mapped(stream, "\n".join((THOUSAND, *more))))
+        return Scenario(source + name, f"{source}: {title}", run, bars, throughput=source)
+
+    return (
+        one("", "4 shards, 1,000 records a reply and batch", "busy-4", bars=(Bar("ratio", bar, " x"),)),
+        one("-1", "the same, 1 shard", "busy-1", bars=(Bar("ratio", bar, " x"),)),
+        one("-filter", "4 shards, a filter passes half", "busy-4", half),
+        one("-lanes", "4 shards, parallelization_factor 10", "busy-4", LANES),
+        Scenario(
+            f"{source}-wire",
+            "GetRecords over the wire alone",
+            _loop(f"{source}-wire", "read"),
+            throughput=source,
+        ),
+        Scenario(
+            BASELINES[source],
+            "aiobotocore GetRecords loop",
+            _loop(BASELINES[source], "read"),
+            throughput=source,
+        ),
+    )
+
+
 SCENARIOS = (
     Scenario(
         "poller",
         "poller: receive, event, handler, delete",
-        _poller(TEN),
+        _poller(queue("busy", TEN)),
         (Bar("ratio", 3, " x"),),
+        throughput="sqs",
     ),
     Scenario(
         "poller-filter",
         "the same, a filter passes half",
-        _poller(f"{TEN}\n{HALF}"),
-        (Bar("of_poller", 80, " %"),),
+        _poller(queue("busy", f"{TEN}\n{HALF}")),
+        (Bar("of_plain", 80, " %"),),
+        throughput="sqs",
     ),
     Scenario(
         "poller-default",
         "poller, concurrency not limited",
-        _poller(""),
+        _poller(queue("busy")),
         (Bar("ratio", 3, " x"),),
+        throughput="sqs",
     ),
-    Scenario("wire", "wire alone: receive, delete", _loop("wire")),
-    Scenario(BASELINE, "aiobotocore loop", _loop(BASELINE)),
-    Scenario("boto3", "boto3 loop", _loop("boto3")),
+    Scenario("wire", "wire alone: receive, delete", _loop("wire"), throughput="sqs"),
+    Scenario(BASELINES["sqs"], "aiobotocore loop", _loop(BASELINES["sqs"]), throughput="sqs"),
+    Scenario("boto3", "boto3 loop", _loop("boto3"), throughput="sqs"),
+    *_streams("kinesis", kinesis, KINESIS_HALF, 4),
+    *_streams("dynamodb", dynamodb, DYNAMODB_HALF, 3),
     Scenario(
         "idle",
         f"{IDLE_QUEUES} idle mappings",
-        _idle,
+        _idle([queue(f"{IDLE}{number}") for number in range(IDLE_QUEUES)], "ReceiveMessage", IDLE_QUEUES),
         (
             Bar("core", 1, " % of a core", True),
             Bar("mb", 150, " MB", True),
-            Bar("receives", 3.05, " a minute", True),
+            Bar("reads", 3.05, " a minute", True),
         ),
         once=True,
-        throughput=False,
     ),
-    Scenario("start", "10 mappings, ready", _start, (Bar("ready", 2, " s", True),), throughput=False),
-    Scenario("check", "`poller check`", _check, (Bar("check", 0.6, " s", True),), throughput=False),
+    Scenario(
+        "idle-shards",
+        f"{IDLE_SHARDS} idle Kinesis shards",
+        _idle([kinesis(f"{IDLE}{IDLE_SHARDS}", THOUSAND)], "GetRecords", IDLE_SHARDS),
+        (Bar("reads", 72, " a minute", True),),
+        once=True,
+    ),
+    Scenario(
+        "blocked",
+        "10,000 records of 1 KB a reply",
+        _blocked(kinesis("overfull-1", THOUSAND, "watched")),
+        (Bar("longest", 100, " ms", True),),
+    ),
+    Scenario(
+        "blocked-limit",
+        "as many as poller asks for",
+        _blocked(kinesis("full-1", THOUSAND, "watched")),
+        (Bar("longest", 100, " ms", True),),
+    ),
+    Scenario("start", "10 mappings, ready", _start, (Bar("ready", 2, " s", True),)),
+    Scenario("check", "`poller check`", _check, (Bar("check", 0.6, " s", True),)),
 )

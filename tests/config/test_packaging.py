@@ -31,6 +31,13 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 @dataclass(frozen=True)
+class Shard:
+    shard: str = "shardId-000000000000"
+    iterator_age: float | None = 1.0
+    checkpoint_age: float = 0.0
+
+
+@dataclass(frozen=True)
 class Mapping:
     name: str = "orders"
     state: str = "running"
@@ -38,7 +45,7 @@ class Mapping:
     in_flight_records: int = 0
     buffered_bytes: int = 0
     receivers: int = 1
-    shards: tuple[object, ...] = ()
+    shards: tuple[Shard, ...] = (Shard(),)
 
 
 @dataclass(frozen=True)
