@@ -207,9 +207,10 @@ class Pipeline:
             if not self._door.is_open:
                 return Gathered(await self._hand_back(batch.records))
             received = await self._receive(batch.room, due)
-            if not self._door.is_open:
-                return Gathered(await self._hand_back([*batch.records, *received]))
             passed, dropped = self._filter(received)
+            if not self._door.is_open:
+                await self._settler.done(dropped)
+                return Gathered(await self._hand_back([*batch.records, *passed]))
             rest = batch.add(passed, anyio.current_time())
             if not batch.records:
                 await self._settler.done(dropped)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -40,7 +41,7 @@ from poller.core.retry import (
 )
 from poller.engine.work import DONE, Worked
 from poller.errors import PollerError
-from poller.model import Delivered, DeliveryFailed, Dropped, Failure, NotInvoked
+from poller.model import Delivered, DeliveryFailed, Dropped, Failure, NotInvoked, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,8 +107,9 @@ class StreamWork:
         self._closed = closed
         self._mapping = batches.call.mapping
         self._shard = batches.origin.shard_id
-        # Of the records that went back unfinished after a handler had seen them.
-        self._seen: set[int] = set()
+        # What went back unfinished, the next batch last, with its attempts; and whether a handler has seen some of it.
+        self._left: list[StreamBatch] = []
+        self._seen = False
         # That of the attempt before, as long as its batch is tried again unchanged.
         self._request_id = ""
 
@@ -121,10 +123,7 @@ class StreamWork:
 
     async def _finish(self, batch: Sequence[Record], *, final: bool = False) -> list[Record] | None:
         """Work until every record is done or given up. When the door closes before: what is left, which may be nothing."""
-        seen = not self._seen.isdisjoint(map(id, batch))
-        if seen:
-            self._seen.clear()
-        pending = [StreamBatch(batch)]
+        pending, seen = self._take_up(batch)
         while pending:
             if not await self._part_with_expired(pending):
                 return self._hand_back(pending, seen=seen)
@@ -140,18 +139,39 @@ class StreamWork:
             seen = seen or not isinstance(outcome, NotInvoked | TooLarge)
             wall, chance = self._world.wall(), self._world.chance()
             decision = decide_stream(outcome, live, self._batches.policy, now=wall, chance=chance)
+            if isinstance(decision, Retry):
+                pending[-1] = decision.batch
+                self._tell_too_large(outcome, decision)
             left = await self._carry_out(decision)
             if left is None:
                 return self._hand_back(pending, seen=seen)
             pending[-1:] = reversed(left)
         return None
 
-    def _hand_back(self, pending: Sequence[StreamBatch], *, seen: bool) -> list[Record]:
-        left = [record for batch in reversed(pending) for record in batch.records]
-        if seen:
-            self._seen = set(map(id, left))
+    def _take_up(self, batch: Sequence[Record]) -> tuple[list[StreamBatch], bool]:
+        """What is to be done, the next batch last, and whether a handler has seen some of it.
+
+        What was handed back comes first again, and goes on where it stopped.
+        """
+        left = _records(self._left)
+        if not (left and len(left) <= len(batch) and all(map(is_, left, batch))):
+            return [StreamBatch(batch)], self._seen and not set(map(id, left)).isdisjoint(map(id, batch))
+        new = [StreamBatch(batch[len(left) :])] if len(batch) > len(left) else []
+        pending, self._left = [*new, *self._left], []
+        return pending, self._seen
+
+    def _hand_back(self, pending: list[StreamBatch], *, seen: bool) -> list[Record]:
+        left = _records(pending)
+        if left:
+            self._left, self._seen = pending, seen
         self._begin_another()
         return left
+
+    def _tell_too_large(self, outcome: StreamOutcome, decision: Retry) -> None:
+        if isinstance(outcome, TooLarge):
+            first = decision.batch.records[0].id
+            text = f"{self._shard}: the event of record {first} alone passes 6 MB, so no function can get it"
+            self._parts.observer.trouble(Trouble(self._mapping, text, decision.at - self._world.wall()))
 
     def _begin_another(self) -> None:
         """What comes next is not the batch of the last attempt."""
@@ -314,6 +334,11 @@ class StreamWork:
     def _window_size(self) -> int:
         """Bytes that the window adds to an event."""
         return 0 if self.window is None else len(self.window.state.encode()) + WINDOW_MEMBERS
+
+
+def _records(pending: Sequence[StreamBatch]) -> list[Record]:
+    """In their order, of batches of which the next comes last."""
+    return [record for batch in reversed(pending) for record in batch.records]
 
 
 def _retrying(batch: StreamBatch) -> str:

@@ -569,3 +569,18 @@ async def test_a_window_is_forgotten_when_the_mapping_has_none_any_more():
         await settle_down()
     assert clicks.ids == ["2"]
     assert (await clicks.saved())["shard-000"] == Checkpoint("2")
+
+
+@virtual
+async def test_what_is_received_while_it_pauses_is_filtered_too():
+    clicks = Clicks(filters=Dropping("2"), function=Function(handler=taking(10)), batch_size=1)
+    clicks.stream.put(1)
+    async with clicks.running() as keeper:
+        await settle_down()
+        keeper.close()
+        clicks.stream.put(2)
+        await anyio.sleep(20)
+        keeper.open()
+        await anyio.sleep(20)
+    assert clicks.ids == ["1", "3"]
+    assert await clicks.position_of() == "3"

@@ -298,6 +298,7 @@ class Trial:
     def check(self):
         assert self.broken == []
         assert self.missing() == []
+        assert self.filters.ids.isdisjoint(self.handled)
         assert self.clicks.slots._places.taken == 0
         for numbers in self.put.values():
             order = [number for number in self.handled if number in numbers]

@@ -12,7 +12,7 @@ from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
 from poller.engine.slots import Places, Slots
 from poller.errors import AccessDenied, Unreachable
-from poller.model import Delivered, DeliveryFailed, Dropped, Invoked, Settled
+from poller.model import Delivered, DeliveryFailed, Dropped, Invoked, Settled, Trouble
 from tests.engine.fakes import BUSY, EPOCH, ERROR, OK, Function, failing, settle_down, taking, virtual
 from tests.engine.stream_fakes import FUNCTION_ARN, STREAM_ARN, Clicks, Stream, failing_on
 
@@ -372,6 +372,8 @@ async def test_without_a_limit_of_retries_a_record_that_is_too_large_blocks_unti
     async with clicks.running():
         await anyio.sleep(99)
         assert doing(clicks) == "retrying the batch from 1, 9 attempts failed"
+        told = {fact.error for fact in clicks.observer.of(Trouble)}
+        assert told == {"shard-000: the event of record 1 alone passes 6 MB, so no function can get it"}
         clicks.stream.put()
         await anyio.sleep(2)
     assert clicks.ids == ["3"]
@@ -555,9 +557,25 @@ async def test_only_what_is_left_of_a_batch_goes_on_after_the_door_was_closed():
         keeper.open()
         await settle_down()
     # Another batch, so another request.
-    assert clicks.function.batches[seen:] == [["3", "4", "5"], ["6"]]
+    assert clicks.function.batches[seen:] == [["3"], ["4", "5"], ["6"]]
     assert request_ids(clicks)[seen] not in request_ids(clicks)[:seen]
     assert (committed(clicks), await clicks.position_of()) == (6, "6")
+
+
+@virtual
+async def test_a_pause_does_not_forget_how_often_a_batch_was_tried():
+    clicks = clicks_with(ERROR, ERROR, ERROR, OK, policy=retries(2))
+    clicks.stream.put(1)
+    async with clicks.running() as keeper:
+        for _ in range(3):
+            await settle_down()
+            keeper.close()
+            await anyio.sleep(5)
+            clicks.stream.put(1)
+            keeper.open()
+        await anyio.sleep(100)
+    assert clicks.function.batches[:3] == [["1"], ["1"], ["1"]]
+    assert [fact.records for fact in clicks.observer.of(Dropped)] == [1]
 
 
 @virtual
