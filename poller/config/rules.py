@@ -138,6 +138,7 @@ def across(
         if mapping.function not in known:
             yield Mistake(("mappings", index, "function_name"), _unknown_function(mapping.function, known))
     yield from _duplicates(mappings)
+    yield from _shared_consumers(mappings)
     yield from _shared_environment(functions)
 
 
@@ -162,6 +163,24 @@ def _duplicates(mappings: dict[int, Mapping]) -> Iterator[Mistake]:
         if first != index:
             wants = f"must differ from mappings[{first}], which has the same source and function"
             yield Mistake(("mappings", index, "event_source_arn"), wants)
+
+
+def _shared_consumers(mappings: dict[int, Mapping]) -> Iterator[Mistake]:
+    owners: dict[str, int] = {}
+    for index, mapping in mappings.items():
+        # By its text: here an ARN may still be wrong.
+        arn, name = mapping.event_source_arn, mapping.enhanced_fan_out
+        named = "/consumer/" in arn
+        if not (named or name):
+            continue
+        consumer = arn.rpartition(":")[0] if named else f"{arn}/consumer/{name}"
+        first = owners.setdefault(consumer, index)
+        if first != index:
+            key = "event_source_arn" if named else "enhanced_fan_out"
+            wants = (
+                f"must be another consumer than that of mappings[{first}]: a consumer has one reader a shard"
+            )
+            yield Mistake(("mappings", index, key), wants)
 
 
 def _shared_environment(functions: dict[str, Function]) -> Iterator[Mistake]:

@@ -152,6 +152,19 @@ def test_a_source_feeds_a_function_once() -> None:
     )
 
 
+def test_a_consumer_of_a_stream_has_one_mapping() -> None:
+    consumer = f"{KINESIS}/consumer/fast:1700000000"
+    one = second(name="one", event_source_arn=consumer, starting_position="LATEST")
+    keys = {"function_name": "f:live", "starting_position": "LATEST"}
+    by_arn = second(name="two", event_source_arn=consumer, **keys)
+    by_name = second(name="two", event_source_arn=KINESIS, enhanced_fan_out="fast", **keys)
+    other = second(name="two", event_source_arn=KINESIS, enhanced_fan_out="slow", **keys)
+    wanted = "must be another consumer than that of mappings[1]: a consumer has one reader a shard"
+    assert only_problem(whole() + one + by_arn).endswith(f": {wanted}")
+    assert only_problem(whole() + one + by_name).endswith(f'enhanced_fan_out = "fast": {wanted}')
+    assert len(parse(whole() + one + other, where="f.toml", environ={}, now=NOW).mappings) == 3
+
+
 def test_a_source_may_feed_a_function_and_its_alias() -> None:
     config = parse(whole() + second(function_name="f:live"), where="f.toml", environ={}, now=NOW)
     assert len(config.mappings) == 2
