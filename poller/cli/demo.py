@@ -15,7 +15,7 @@ def demo_command(
         typer.Option(min=0, help="End after so many seconds. Default: on Ctrl-C.", show_default=False),
     ] = None,
 ) -> None:
-    """Run poller against an AWS emulator of its own: orders flow, some are poison, and none is lost."""
+    """Run poller against an AWS emulator of its own: orders flow through SQS, Kinesis and DynamoDB, none is lost."""
     # Only here: the other commands should not pay for the emulator's and the client's imports.
     import anyio
 

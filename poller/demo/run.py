@@ -19,16 +19,19 @@ import poller
 from poller.demo.child import free_port, start_child, stop_child, tail
 from poller.demo.emulator import Emulator, find_ministack
 from poller.demo.show import Counters, Screen
+from poller.demo.streams import CLICKS, CUSTOMERS
 from poller.demo.tally import settle
 from poller.demo.traffic import (
     CREDENTIALS,
     DEAD_LETTER_QUEUES,
+    FAILED_QUEUE,
     MAX_RECEIVE_COUNT,
     QUEUES,
     VISIBILITY_TIMEOUT,
     Traffic,
 )
 from poller.errors import PollerError
+from poller.stores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +96,7 @@ async def _run(folder: Path, seconds: float | None, rate: float, screen: Screen,
     program = await anyio.to_thread.run_sync(find_ministack, screen.say)
     async with Emulator(program) as emulator, Traffic(emulator.endpoint_url, rate=rate) as traffic:
         screen.say(f"demo: ministack {emulator.version} at {emulator.endpoint_url}")
-        daemon = _Daemon(folder, emulator.endpoint_url)
+        daemon = _Daemon(folder, emulator.endpoint_url, traffic.streams.customers_arn)
         with daemon.running(), screen:
             stage = _Stage(daemon, traffic, screen)
             await stage.play(seconds, wish)
@@ -101,8 +104,9 @@ async def _run(folder: Path, seconds: float | None, rate: float, screen: Screen,
             code = await daemon.stop()
         if code:
             raise DemoError(f"the daemon ended with status {code}; its last words:\n{tail(daemon.log)}")
-        left = await _take_all(traffic)
+        left = await _take_all(traffic) | await _behind(traffic, daemon.state)
         dead = {order for queue in DEAD_LETTER_QUEUES for order in await traffic.take(queue)}
+        dead |= await traffic.take_given_up()
     return settle(traffic.sent, daemon.ledger(), dead, left)
 
 
@@ -117,15 +121,26 @@ async def _take_all(traffic: Traffic) -> set[str]:
     return left
 
 
+async def _behind(traffic: Traffic, state: Path) -> set[str]:
+    """What the streams hold behind the checkpoints that the daemon has left."""
+    store = await SqliteStore.open(state)
+    try:
+        return await traffic.streams.behind(await store.load(CLICKS), await store.load(CUSTOMERS))
+    finally:
+        await store.aclose()
+
+
 class _Daemon:
     """`poller run` as a process, with the demo's config."""
 
-    def __init__(self, folder: Path, endpoint_url: str) -> None:
+    def __init__(self, folder: Path, endpoint_url: str, table_stream: str) -> None:
         self.log = folder / "daemon.log"
+        self.state = folder / "poller.db"
         self._ledger = folder / "ledger"
         self._ledger.touch()
         self._listen = f"127.0.0.1:{free_port()}"
         self._endpoint_url = endpoint_url
+        self._table_stream = table_stream
         self._process: Popen[bytes] | None = None
 
     @contextmanager
@@ -177,6 +192,8 @@ class _Daemon:
                 "POLLER_DEMO_ENDPOINT": self._endpoint_url,
                 "POLLER_DEMO_LISTEN": self._listen,
                 "POLLER_DEMO_LEDGER": str(self._ledger),
+                "POLLER_DEMO_STATE": str(self.state),
+                "POLLER_DEMO_TABLE_STREAM": self._table_stream,
             }
         )
 
@@ -199,7 +216,7 @@ class _Stage:
             tasks.cancel_scope.cancel()
 
     async def drain(self, wish: _Wish) -> None:
-        """Wait until the queues are empty, the time is up or the user is in a hurry."""
+        """Wait until queues and streams are empty, the time is up or the user is in a hurry."""
         wish.stop.set()  # from now on a signal means hurry
         with anyio.move_on_after(DRAIN_WITHIN):
             async with anyio.create_task_group() as tasks:
@@ -209,9 +226,17 @@ class _Stage:
                 tasks.cancel_scope.cancel()
 
     async def _cancel_when_empty(self, scope: anyio.CancelScope) -> None:
-        while await self._traffic.waiting(*QUEUES):  # noqa: ASYNC110  (the queues are on the other side of a socket)
+        # What is asked is on the other side of a socket.
+        while await self._traffic.waiting(*QUEUES) or await self._streams_wait():  # noqa: ASYNC110
             await anyio.sleep(0.2)
         scope.cancel()
+
+    async def _streams_wait(self) -> bool:
+        """Tell whether something in a stream is neither handled nor filtered nor given up."""
+        sent = self._traffic.sent
+        broken = sent.poison & sent.streamed
+        open_ = sent.streamed - sent.drafts - broken - set(self._daemon.ledger())
+        return bool(open_) or await self._traffic.waiting(FAILED_QUEUE) < len(broken)
 
     async def _show(self, phase: str) -> None:
         timeout = aiohttp.ClientTimeout(total=PERIOD)
@@ -223,6 +248,6 @@ class _Stage:
                 await anyio.sleep(PERIOD)
 
     async def _counters(self, phase: str) -> Counters:
-        dead = await self._traffic.waiting(*DEAD_LETTER_QUEUES)
+        dead = await self._traffic.waiting(*DEAD_LETTER_QUEUES, FAILED_QUEUE)
         handled = len(set(self._daemon.ledger()))
         return Counters(phase, len(self._traffic.sent.all), handled, dead)

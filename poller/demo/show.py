@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _STATES = {"running": "green", "degraded": "yellow", "failed": "red", "stopped": "dim"}
-_TOTALS = ("received", "filtered", "invoked", "failed", "deleted")
+_TOTALS = {
+    "received": ("received",),
+    "filtered": ("filtered",),
+    "invoked": ("invoked",),
+    "failed": ("failed",),
+    # A queue's records are deleted, a stream's are committed.
+    "done": ("deleted", "committed"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,16 +76,25 @@ def line_of(mappings: list[dict[str, Any]]) -> str:
 
 
 def table_of(mappings: list[dict[str, Any]]) -> Table:
-    """Return the mappings as a table, a row each."""
-    table = Table("mapping", "state", expand=False)
-    for heading in ("receivers", "in flight", *_TOTALS):
-        table.add_column(heading, justify="right")
+    """Return the mappings as a table, a row each, as wide as eighty columns are."""
+    table = Table(
+        "mapping", "state", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for heading in ("at work", *_TOTALS, "lag"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for mapping in mappings:
         state = Text(_state_of(mapping), style=_STATES.get(mapping["state"], ""))
-        numbers = [mapping["receivers"], mapping["in_flight_records"]]
-        numbers += [mapping["totals"][name] for name in _TOTALS]
-        table.add_row(Text(mapping["name"]), state, *map(str, numbers))
+        totals = mapping["totals"]
+        numbers = [sum(totals[key] for key in keys) for keys in _TOTALS.values()]
+        cells = [mapping["in_flight_records"], *numbers, _lag(mapping)]
+        table.add_row(Text(mapping["name"]), state, *map(str, cells))
     return table
+
+
+def _lag(mapping: dict[str, Any]) -> str:
+    """Seconds that a stream's mapping is behind; a queue has no such measure."""
+    known = [shard["iterator_age"] for shard in mapping["shards"] if shard["iterator_age"] is not None]
+    return f"{max(known):.1f} s" if known else ""
 
 
 def _state_of(mapping: dict[str, Any]) -> str:

@@ -9,7 +9,12 @@ from poller.config import load, not_yet, warnings
 
 FILES = sorted(Path("config").glob("*.toml"))
 #: What `poller demo` puts into the environment.
-DEMO = {"POLLER_DEMO_LISTEN": "127.0.0.1:0", "POLLER_DEMO_ENDPOINT": "http://127.0.0.1:4566"}
+DEMO = {
+    "POLLER_DEMO_LISTEN": "127.0.0.1:0",
+    "POLLER_DEMO_ENDPOINT": "http://127.0.0.1:4566",
+    "POLLER_DEMO_STATE": "poller.db",
+    "POLLER_DEMO_TABLE_STREAM": "arn:aws:dynamodb:eu-west-1:000000000000:table/customers/stream/2026-01-31T12:00:00.000",
+}
 
 
 def test_the_files_of_the_manual_are_there() -> None:

@@ -41,7 +41,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 @pytest.mark.slow
 def test_the_demo_loses_nothing_when_it_is_stopped(demo: subprocess.Popen[str]) -> None:
-    read_until(demo, r"handled [1-9]")
+    read_until(demo, r"handled [1-9].*orders running; payments running; clicks running; customers running")
     demo.send_signal(signal.SIGTERM)
     read_until(demo, r"^draining")
     demo.send_signal(signal.SIGINT)
@@ -53,13 +53,19 @@ def test_the_demo_loses_nothing_when_it_is_stopped(demo: subprocess.Popen[str]) 
     assert int(found[0]) >= int(found[1]) > 0
 
 
-def test_the_demos_config_is_valid_and_fits_its_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demos_config_is_valid_and_fits_its_queues_and_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLLER_DEMO_LISTEN", "127.0.0.1:0")
     monkeypatch.setenv("POLLER_DEMO_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("POLLER_DEMO_STATE", "poller.db")
+    table = "arn:aws:dynamodb:eu-west-1:000000000000:table/customers/stream/2026-01-31T12:00:00.000"
+    monkeypatch.setenv("POLLER_DEMO_TABLE_STREAM", table)
 
     config = load(run.find_config(), environ=os.environ, now=0)
 
-    assert [mapping.event_source_arn.rpartition(":")[2] for mapping in config.mappings] == list(run.QUEUES)
+    queues = [mapping.queue_name for mapping in config.mappings if mapping.source == "sqs"]
+    assert queues == list(run.QUEUES)
+    assert [mapping.name for mapping in config.mappings[2:]] == [run.CLICKS, run.CUSTOMERS]
+    assert {mapping.source for mapping in config.mappings} == {"sqs", "kinesis", "dynamodb"}
     assert {function.timeout for function in config.functions.values()} == {run.VISIBILITY_TIMEOUT}
 
 

@@ -1,3 +1,4 @@
+import base64
 import json
 
 import pytest
@@ -7,7 +8,22 @@ from handlers import demo_orders
 
 def message(number, order, group=None):
     attributes = {"MessageGroupId": group} if group else {}
-    return {"messageId": f"m-{number}", "body": json.dumps(order), "attributes": attributes}
+    return {
+        "eventSource": "aws:sqs",
+        "messageId": f"m-{number}",
+        "body": json.dumps(order),
+        "attributes": attributes,
+    }
+
+
+def click(number, order):
+    data = base64.b64encode(json.dumps(order).encode()).decode()
+    return {"eventSource": "aws:kinesis", "kinesis": {"sequenceNumber": str(number), "data": data}}
+
+
+def change(number, image):
+    more = {} if image is None else {"NewImage": image}
+    return {"eventSource": "aws:dynamodb", "dynamodb": {"SequenceNumber": str(number), **more}}
 
 
 def failures(*messages):
@@ -42,9 +58,7 @@ def test_a_broken_order_fails_alone(order, ledger):
 
 
 def test_a_body_that_is_not_json_fails_alone():
-    assert failures(
-        {"messageId": "m-1", "body": "{", "attributes": {}}, message(2, {"id": "a", "amount": 1})
-    ) == ["m-1"]
+    assert failures(message(1, "") | {"body": "{"}, message(2, {"id": "a", "amount": 1})) == ["m-1"]
 
 
 def test_a_broken_order_holds_back_the_rest_of_its_group_only(ledger):
@@ -54,6 +68,23 @@ def test_a_broken_order_holds_back_the_rest_of_its_group_only(ledger):
         message(3, {"id": "a2", "amount": 1}, "a"),
     ) == ["m-1", "m-3"]
     assert ledger.read_text() == "b1\n"
+
+
+def test_a_broken_order_of_a_kinesis_stream_holds_back_what_comes_after_it(ledger):
+    assert failures(
+        click(1, {"id": "a", "amount": 1}),
+        click(2, {"id": "b", "amount": -1}),
+        click(3, {"id": "c", "amount": 1}),
+    ) == ["2", "3"]
+    assert ledger.read_text() == "a\n"
+
+
+def test_a_tables_items_are_orders_and_what_was_removed_is_none(ledger):
+    assert failures(
+        change(1, {"id": {"S": "a"}, "amount": {"N": "1.5"}}),
+        change(2, None),
+    ) == ["2"]
+    assert ledger.read_text() == "a\n"
 
 
 def test_handled_orders_are_added_to_the_ledger_and_none_is_made_for_nothing(ledger):
