@@ -85,16 +85,16 @@ class Streams:
             WeakValueDictionary()
         )
 
-    def get(
-        self, mapping: Mapping, session: AwsSession, idle_interval: float
-    ) -> KinesisStream | DynamoDbStream:
+    def get(self, mapping: Mapping, config: Config, session: AwsSession) -> KinesisStream | DynamoDbStream:
         """The stream of `mapping`, read through `session`."""
-        key = (mapping.arn.stream, session, idle_interval)
+        # A mapping that takes the images of a reply over, until a reload gives it company, keeps its replies to itself.
+        key = (mapping.arn.stream, session, *reading(mapping, config))
         stream = self._known.get(key)
         if stream is None:
             service, make = _STREAMS[mapping.source]
             connect = partial(session.api, service, mapping.region)
-            stream = self._known[key] = make(mapping.arn.stream, connect, idle_interval=idle_interval)
+            interval = idle_interval(mapping, config)
+            stream = self._known[key] = make(mapping.arn.stream, connect, idle_interval=interval)
         return stream
 
 
@@ -161,7 +161,7 @@ def _envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnv
 async def _source(
     mapping: Mapping, config: Config, envelope: KinesisEnvelope | DynamoDbEnvelope, around: Shared
 ) -> Source:
-    stream = around.streams.get(mapping, around.session, idle_interval(mapping, config))
+    stream = around.streams.get(mapping, config, around.session)
     if isinstance(stream, DynamoDbStream):
         return DynamoDbSource(mapping.name, stream, envelope, around.observer)
     if not mapping.fans_out:
