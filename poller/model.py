@@ -59,7 +59,7 @@ class Checkpoint:
     sub_sequence_number: int | None = None
     """Inside an aggregated record: its inner records up to and including this one are done; None for the whole record."""
     since: float = 0.0
-    """Unix time at which the mapping took up the shard: where LATEST is, as long as no record is done."""
+    """Unix time from which on the shard is read as long as no record is done; 0 for from its beginning."""
     window: str = ""
     """State of the open tumbling window, as JSON; empty for none."""
     finished: bool = False

@@ -27,13 +27,17 @@ starting at       shards of the first listing                         all later 
 ================  ==================================================  ===================================
 TRIM_HORIZON      nothing yet                                         nothing yet: from their beginning
 AT_TIMESTAMP      nothing yet, since the timestamp                    nothing yet: from their beginning
-LATEST            open: nothing yet, since now; closed: finished      nothing yet: from their beginning
+LATEST            open: nothing yet, since now*; closed: finished     nothing yet: from their beginning
 ================  ==================================================  ===================================
+
+(*) Where the end was then can only be found by the time later on, and no record may fall between two clocks: so it is `SKEW`
+seconds less. The first start has no need of it and asks for the end itself.
 
 A shard is closed when the source says so or the listing has a child of it. These checkpoints are saved, in the order in which
 they are given, before anything is begun: parents come first, so a start that was cut short leaves no child behind whose parent
 would look new. Then where a shard is read from follows from its checkpoint: after its sequence number; without one, at its
-`since`; without that, at the trim horizon. A start that was cut short may bring records from before the starting position, and
+`since`; without that, at the trim horizon. The starting position has no part in it, so a checkpoint that a command has put
+somewhere means the same to every mapping. A start that was cut short may bring records from before the starting position, and
 loses none.
 """
 
@@ -127,7 +131,7 @@ class ShardTree:
         if self._shards[name].closed or name in self._children:
             return Checkpoint(finished=True)
         self._latest.add(name)
-        return Checkpoint(since=now)
+        return Checkpoint(since=now - SKEW)
 
     def _later_checkpoint(self, name: str) -> Checkpoint:
         # A parent that turns up when a child is finished already was forgotten, and a listing has brought it back. When
@@ -159,12 +163,9 @@ class ShardTree:
             return StartAt("AFTER_SEQUENCE_NUMBER", number, sub)
         if not checkpoint.since:
             return StartAt("TRIM_HORIZON")
-        if self._position != "LATEST":
-            return StartAt("AT_TIMESTAMP", timestamp=checkpoint.since)
         if is_latest:
-            return StartAt("LATEST", timestamp=checkpoint.since)
-        # What was the latest then can only be found by the time, and no record may fall between the two clocks.
-        return StartAt("AT_TIMESTAMP", timestamp=checkpoint.since - SKEW)
+            return StartAt("LATEST", timestamp=checkpoint.since + SKEW)
+        return StartAt("AT_TIMESTAMP", timestamp=checkpoint.since)
 
     def release(self, shard_id: str) -> None:
         """The reader of a shard is closed before the end: it may begin again."""
