@@ -16,6 +16,7 @@ failed, and is shown so, until it is resumed or its configuration changes.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,7 +28,7 @@ from poller.errors import PollerError
 from poller.model import MappingState, StateChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import AsyncIterator, Callable, Hashable
     from contextlib import AbstractAsyncContextManager
 
     from poller.engine.invoker import World
@@ -112,6 +113,12 @@ class Child:
         self._paused = not spec.enabled
         self._pause_reason = "" if spec.enabled else "enabled = false"
         self._quieted = False
+        # Told to end one run of the source, and to begin no other.
+        self._ending = False
+        self._held = False
+        self._run_scope = anyio.CancelScope()
+        self._closed = anyio.Event()
+        self._closed.set()
         self._woken = anyio.Event()
         self._opened_at: float | None = None
         self._failures = 0
@@ -134,7 +141,7 @@ class Child:
 
     async def _keep_running(self) -> None:
         while not self._quieted:
-            if self._paused:
+            if self._paused or self._held:
                 self._enter(MappingState.PAUSED, self._pause_reason)
                 await self._wait_for_command(None)
                 continue
@@ -145,22 +152,26 @@ class Child:
 
     async def _run_once(self) -> None:
         self._opened_at = None
+        self._ending = False
+        self._closed = anyio.Event()
         if self._state is not MappingState.FAILED:
             self._enter(MappingState.STARTING)
         try:
-            async with self.spec.open() as self._runner:
-                self._follow_command(self._runner)
-                await self._runner.run()
+            with anyio.CancelScope() as self._run_scope:
+                async with self.spec.open() as self._runner:
+                    self._follow_command(self._runner)
+                    await self._runner.run()
         finally:
             self._runner = None
-        if not self._quieted:
+            self._closed.set()
+        if not (self._quieted or self._ending):
             raise RuntimeError("it ended although nobody told it to")
 
     def _follow_command(self, runner: Runner) -> None:
         """Catch up with what was commanded while the source was being opened."""
         self._opened_at = anyio.current_time()
         self._woken = anyio.Event()
-        if self._quieted:
+        if self._quieted or self._ending:
             runner.quiet()
         elif self._paused:
             runner.close()
@@ -221,7 +232,7 @@ class Child:
             return
         self._paused = False
         self._crashes.clear()
-        if self._runner:
+        if self._runner and not self._ending:
             self._runner.open()
             self._enter(MappingState.RUNNING)
         else:
@@ -238,6 +249,34 @@ class Child:
             # The source is not open, so there is nothing to drain.
             self.scope.cancel()
         self._woken.set()
+
+    def check_paused(self) -> None:
+        """Raise PollerError when the mapping is not paused."""
+        if not self._paused:
+            raise PollerError(f"it is {self.state}, not paused: poller pause {self.spec.name}")
+
+    @asynccontextmanager
+    async def put_down(self, patience: float) -> AsyncIterator[None]:
+        """A paused mapping with its source closed: nothing reads it and no progress is noted, until this is left.
+
+        What is at work has `patience` seconds to end. The source is opened anew by `resume`, and not before this is left. One
+        caller at a time. Raises PollerError when the mapping is not paused.
+        """
+        self.check_paused()
+        self._held = self._ending = True
+        try:
+            if self._runner:
+                self._runner.quiet()
+            with anyio.move_on_after(patience):
+                await self._closed.wait()
+            self._run_scope.cancel()
+            await self._closed.wait()
+            yield
+        finally:
+            # A caller that gives up while work is ending must not leave a source that nobody can open again before it has.
+            self._run_scope.cancel()
+            self._held = False
+            self._woken.set()
 
     # --- what it is doing -----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ of it.
 from __future__ import annotations
 
 import math
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,7 +17,7 @@ from poller.engine.child import Child
 from poller.model import MappingState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from poller.engine.invoker import World
     from poller.engine.status import Board, MappingStatus
     from poller.ports import Observer
+
+
+#: Seconds that the work at hand of a paused mapping has before it is cut short to move the mapping's checkpoints.
+PUT_DOWN_WITHIN = 5.0
 
 
 def give_back_reserve(timeout: float) -> float:
@@ -134,6 +139,19 @@ class Supervisor:
     def resume(self, name: str) -> None:
         """Go on with mapping `name`; raises KeyError for a name that does not exist."""
         self._children[name].resume()
+
+    @asynccontextmanager
+    async def put_down(self, name: str) -> AsyncIterator[None]:
+        """Mapping `name`, which is paused, with its source closed, so that its checkpoints may be moved.
+
+        No reload comes between. Raises KeyError for a name that does not exist, PollerError when it is not paused.
+        """
+        async with self._reloading, self._children[name].put_down(PUT_DOWN_WITHIN):
+            yield
+
+    def check_paused(self, name: str) -> None:
+        """Raise what `put_down` would raise now."""
+        self._children[name].check_paused()
 
     # --- what it is doing -----------------------------------------------------------------------------------------------
 

@@ -170,6 +170,43 @@ async def test_the_first_checkpoints_of_parents_are_saved_before_those_of_their_
     assert order.index(merged) == 3
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "seen"),
+    [(Checkpoint(), ["1", "2", "3"]), (Checkpoint("1"), ["2", "3"]), (Checkpoint(since=EPOCH + 5), ["3"])],
+)
+@virtual
+async def test_after_a_seek_it_goes_on_from_there_wherever_it_began(checkpoint, seen):
+    stream, store = Stream(), MemoryStore()
+    before = Clicks(stream=stream, store=store)
+    stream.put(2)
+    async with before.open() as keeper:
+        await stopped(before, keeper)
+    await anyio.sleep(10)
+    stream.put()
+    await store.seek("clicks", "shard-000", checkpoint)
+    after = Clicks(stream=stream, store=store, position="LATEST")
+    async with after.running():
+        await settle_down()
+    assert after.ids == seen
+
+
+@virtual
+async def test_a_finished_shard_that_was_sought_is_read_again_and_its_children_wait_for_it():
+    stream, store = Stream(), MemoryStore()
+    stream.put()
+    one, _ = stream.split("shard-000")
+    before = Clicks(stream=stream, store=store)
+    async with before.open() as keeper:
+        await stopped(before, keeper)
+    assert (await before.saved())["shard-000"].finished
+    await store.seek("clicks", "shard-000", Checkpoint())
+    stream.put(shard=one)
+    after = Clicks(stream=stream, store=store)
+    async with after.running():
+        await settle_down()
+    assert after.ids == ["1", "2"]
+
+
 # --- splits and merges --------------------------------------------------------------------------------------------------
 
 

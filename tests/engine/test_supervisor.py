@@ -12,7 +12,7 @@ from poller.engine.child import Child, leaf
 from poller.engine.slots import Places, Slots
 from poller.engine.status import Board, Totals
 from poller.engine.supervisor import Supervisor, give_back_reserve
-from poller.errors import AccessDenied, ResourceNotFound, SourceUnfit, Unreachable
+from poller.errors import AccessDenied, PollerError, ResourceNotFound, SourceUnfit, Unreachable
 from poller.model import MappingState, StateChanged
 from tests.engine.fakes import (
     BUSY,
@@ -387,6 +387,159 @@ async def test_a_pause_while_the_source_is_being_opened_counts():
         await settle_down()
         assert mapping.queue.acked == ["m1"]
         await supervisor.stop()
+
+
+# --- put down: paused, with its source closed -------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_mapping_that_is_put_down_reads_nothing_and_is_opened_anew_when_it_is_resumed():
+    mapping = Mapping()
+    async with supervised(mapping) as supervisor:
+        supervisor.pause("orders")
+        supervisor.check_paused("orders")
+        async with supervisor.put_down("orders"):
+            assert (mapping.queue.opened, mapping.queue.receiving) == (1, 0)
+            assert states(supervisor) == {"orders": PAUSED}
+            assert supervisor.status()[0].receivers == 0
+        await anyio.sleep(100)
+        assert mapping.queue.opened == 1
+        supervisor.resume("orders")
+        mapping.queue.send()
+        await settle_down()
+        assert states(supervisor) == {"orders": RUNNING}
+        assert mapping.queue.opened == 2
+    assert mapping.queue.acked == ["m1"]
+    assert FAILED not in mapping.observer.states()
+
+
+@virtual
+async def test_work_at_hand_may_end_before_a_mapping_is_put_down_and_is_cut_short_when_it_takes_long():
+    short, long = Mapping(name="short", function=Function(handler=taking(3))), Mapping(name="long")
+    long.function = Function(handler=taking(60))
+    async with supervised(short, long) as supervisor:
+        for mapping in (short, long):
+            mapping.queue.send()
+        await settle_down()
+        for name in ("short", "long"):
+            supervisor.pause(name)
+            before = anyio.current_time()
+            async with supervisor.put_down(name):
+                assert anyio.current_time() - before == 5
+        assert (short.queue.acked, long.queue.acked) == (["m1"], [])
+        assert states(supervisor) == {"short": PAUSED, "long": PAUSED}
+
+
+@virtual
+async def test_a_mapping_that_is_not_paused_is_not_put_down():
+    mapping = Mapping()
+    async with supervised(mapping) as supervisor:
+        with pytest.raises(PollerError, match=r"^it is running, not paused: poller pause orders$"):
+            supervisor.check_paused("orders")
+        with pytest.raises(PollerError, match="not paused"):
+            async with supervisor.put_down("orders"):
+                pass
+        assert states(supervisor) == {"orders": RUNNING}
+
+
+@virtual
+async def test_a_mapping_that_is_resumed_while_it_is_put_down_starts_afterwards():
+    mapping = Mapping()
+    async with supervised(mapping) as supervisor:
+        supervisor.pause("orders")
+        async with supervisor.put_down("orders"):
+            supervisor.resume("orders")
+            await anyio.sleep(100)
+            assert (states(supervisor), mapping.queue.opened) == ({"orders": PAUSED}, 1)
+        await settle_down()
+        assert (states(supervisor), mapping.queue.opened) == ({"orders": RUNNING}, 2)
+
+
+@virtual
+async def test_a_mapping_that_is_resumed_while_its_work_ends_starts_afterwards():
+    mapping = Mapping(function=Function(handler=taking(3)))
+    async with supervised(mapping) as supervisor, anyio.create_task_group() as tasks:
+        mapping.queue.send()
+        await settle_down()
+        supervisor.pause("orders")
+        tasks.start_soon(put_down_for, supervisor, 10)
+        await anyio.sleep(1)
+        supervisor.resume("orders")
+        await anyio.sleep(10)
+        assert (states(supervisor), mapping.queue.opened) == ({"orders": PAUSED}, 1)
+        await anyio.sleep(10)
+        assert (states(supervisor), mapping.queue.opened) == ({"orders": RUNNING}, 2)
+    assert FAILED not in mapping.observer.states()
+
+
+async def put_down_for(supervisor, seconds):
+    async with supervisor.put_down("orders"):
+        await anyio.sleep(seconds)
+
+
+@virtual
+async def test_a_mapping_whose_source_is_being_opened_is_put_down_too():
+    mapping = Mapping()
+    mapping.queue.opening = lambda: anyio.sleep(3)
+    supervisor = Supervisor(mapping.observer, Board(), world(), 30.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(supervisor.run, [mapping.spec()])
+        await anyio.sleep(1)
+        supervisor.pause("orders")
+        async with supervisor.put_down("orders"):
+            assert mapping.queue.opened == 1
+            assert mapping.queue.receives == []
+        await supervisor.stop(0)
+
+
+@virtual
+async def test_a_mapping_that_is_not_open_is_put_down_at_once():
+    mapping = Mapping(enabled=False)
+    async with supervised(mapping) as supervisor:
+        before = anyio.current_time()
+        async with supervisor.put_down("orders"):
+            assert anyio.current_time() == before
+
+
+@virtual
+async def test_a_put_down_that_is_given_up_halfway_leaves_a_paused_mapping():
+    mapping = Mapping(function=Function(handler=taking(3)))
+    async with supervised(mapping) as supervisor:
+        mapping.queue.send()
+        await settle_down()
+        supervisor.pause("orders")
+        with anyio.move_on_after(1):
+            await put_down_for(supervisor, 10)
+        await anyio.sleep(10)
+        assert states(supervisor) == {"orders": PAUSED}
+        supervisor.resume("orders")
+        await settle_down()
+        assert states(supervisor) == {"orders": RUNNING}
+    assert FAILED not in mapping.observer.states()
+
+
+@virtual
+async def test_a_reload_waits_for_a_mapping_that_is_put_down():
+    mapping = Mapping()
+    async with supervised(mapping) as supervisor, anyio.create_task_group() as tasks:
+        supervisor.pause("orders")
+        tasks.start_soon(put_down_for, supervisor, 10)
+        await settle_down()
+        tasks.start_soon(supervisor.reload, [replace(mapping.spec(), fingerprint="changed")])
+        await anyio.sleep(14)
+        assert mapping.queue.opened == 1
+        await anyio.sleep(2)
+        assert (states(supervisor), mapping.queue.opened) == ({"orders": RUNNING}, 2)
+
+
+@virtual
+async def test_a_stop_ends_a_mapping_that_is_put_down():
+    mapping = Mapping()
+    async with supervised(mapping) as supervisor:
+        supervisor.pause("orders")
+        async with supervisor.put_down("orders"):
+            await supervisor.stop(1)
+        assert states(supervisor) == {"orders": STOPPED}
 
 
 @virtual
