@@ -4,6 +4,7 @@
 ConfigError            correct the file; nothing was started
 FunctionInitError      correct the function's code or its name in the file
 StoreError             look at the state file or table: damaged, newer, full, or not writable
+SeekRefused            ask for another place in the stream
 SourceUnfit            correct the queue's settings, or the mapping's
 AwsError               look at its class: some pass by themselves (`transient`),
                        some want a permission, a queue or fresh credentials
@@ -40,6 +41,10 @@ class SourceUnfit(PollerError):
 
 class StoreError(PollerError):
     """The state store cannot be read or written."""
+
+
+class SeekRefused(PollerError):
+    """The mapping cannot be moved to that place."""
 
 
 class FunctionInitError(PollerError):

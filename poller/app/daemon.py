@@ -19,7 +19,7 @@ from uuid import uuid4
 import anyio
 
 from poller import __version__
-from poller.app import functions
+from poller.app import functions, seeking
 from poller.app.mappings import Surroundings, specs
 from poller.app.signals import Signals
 from poller.app.streams import State, Streams
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from poller.app.functions import Loaded
-    from poller.config import Config
+    from poller.config import Config, Mapping
 
 _log = logging.getLogger("poller")
 
@@ -115,6 +115,7 @@ class Daemon:
             mappings=lambda: self._supervisor.names,
             pause=self._pause,
             resume=self._resume,
+            seek=self._seek,
         )
         port = await tasks.start(serve, daemon.host, daemon.port, surface)
         host = f"[{daemon.host}]" if ":" in daemon.host else daemon.host
@@ -210,6 +211,25 @@ class Daemon:
 
     async def _resume(self, name: str) -> None:
         self._supervisor.resume(name)
+
+    async def _seek(self, name: str, to: str, shard: str | None, dry_run: bool) -> object:
+        wish = seeking.Wish(to, shard)
+        seeking.check(self._mapping(name), wish, time.time())
+        if dry_run:
+            self._supervisor.check_paused(name)
+            moves = await seeking.planned(await self._state.store(), self._mapping(name), wish, time.time())
+        else:
+            async with self._supervisor.put_down(name):
+                store = await self._state.store()
+                moves = await seeking.carry_out(store, self._mapping(name), wish, time.time())
+            _log.info("%s: moved to %s by command, %d shards", name, to, len(moves))
+        return seeking.told(moves)
+
+    def _mapping(self, name: str) -> Mapping:
+        for mapping in self._config.mappings:
+            if mapping.name == name:
+                return mapping
+        raise KeyError(name)
 
     def _is_ready(self) -> tuple[bool, str]:
         if self._stopping:

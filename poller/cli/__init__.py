@@ -13,6 +13,7 @@ from poller.cli.demo import demo_command
 from poller.cli.filter import filter_command
 from poller.cli.run import run_command
 from poller.cli.schema import schema_command
+from poller.cli.seek import seek_command
 from poller.cli.status import status_command
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ for _name, _command in (
     ("status", status_command),
     ("pause", pause_command),
     ("resume", resume_command),
+    ("seek", seek_command),
     ("schema", schema_command),
 ):
     app.command(_name)(_command)

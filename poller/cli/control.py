@@ -32,6 +32,14 @@ class DaemonError(Exception):
     """The daemon did not do what it was asked."""
 
 
+class NoDaemon(DaemonError):
+    """Nobody answers there."""
+
+
+class WrongWish(DaemonError):
+    """The daemon says that what it was asked for makes no sense."""
+
+
 def pause_command(name: Name, config: ConfigFile = Path("poller.toml"), url: Url = None) -> None:
     """Stop receiving for one mapping; what is at work goes on."""
     _command(name, "pause", config, url)
@@ -71,17 +79,22 @@ def address(config: Path, url: str | None) -> str:
     return f"http://{host}:{port}"
 
 
-def ask(url: str, *, post: bool = False) -> Any:
+def ask(url: str, *, post: bool = False, body: dict[str, Any] | None = None) -> Any:
     """The JSON that the daemon answers; DaemonError says in one line why there is none."""
-    request = urllib.request.Request(url, method="POST" if post else "GET", headers={"X-Poller": "1"})
+    request = urllib.request.Request(
+        url,
+        data=None if body is None else json.dumps(body).encode(),
+        method="POST" if post else "GET",
+        headers={"X-Poller": "1", "Content-Type": "application/json"},
+    )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
-        raise DaemonError(_said(error)) from error
+        raise (WrongWish if error.code == 400 else DaemonError)(_said(error)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise DaemonError(
+        raise NoDaemon(
             f"no daemon answers at {url}: {reason}. Is it running, and is this its address?"
         ) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ import anyio
 import orjson
 from aiohttp import hdrs, web
 
-from poller.errors import PollerError
+from poller.errors import PollerError, SeekRefused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -31,8 +32,10 @@ GET  /metrics                  Prometheus metrics
 GET  /healthz                  200 while the daemon works, 503 when it should be restarted
 GET  /readyz                   200 when all mappings are started, 503 before and while it stops
 GET  /status                   what runs, as JSON (?pretty for people)
-POST /mappings/{name}/pause    poll no more     \\ both want the header
-POST /mappings/{name}/resume   poll again       / X-Poller: 1
+POST /mappings/{name}/pause    poll no more                           \\
+POST /mappings/{name}/resume   poll again                              > want the header X-Poller: 1
+POST /mappings/{name}/seek     move a paused mapping in its stream    /
+                               {"to": "TRIM_HORIZON", "shard": null, "dry_run": true}
 """
 
 
@@ -52,6 +55,9 @@ class Surface:
     pause: Callable[[str], Awaitable[None]]
     """Raises KeyError for an unknown name, PollerError when it cannot be done now."""
     resume: Callable[[str], Awaitable[None]]
+    seek: Callable[[str, str, str | None, bool], Awaitable[object]]
+    """Name, where to, shard or None for all, whether only to say what would be; answers as JSON has it. Raises as the others,
+    and SeekRefused for what cannot be asked of this mapping."""
 
 
 async def serve(
@@ -100,6 +106,7 @@ def _application(host: str, surface: Surface) -> web.Application:
             web.get("/status", pages.status),
             web.post("/mappings/{name}/pause", pages.pause),
             web.post("/mappings/{name}/resume", pages.resume),
+            web.post("/mappings/{name}/seek", pages.seek),
         ]
     )
     return app
@@ -131,7 +138,17 @@ class _Pages:
     async def resume(self, request: web.Request) -> web.Response:
         return await self._command(request, self._surface.resume)
 
-    async def _command(self, request: web.Request, command: Callable[[str], Awaitable[None]]) -> web.Response:
+    async def seek(self, request: web.Request) -> web.Response:
+        body = await request.read()
+
+        async def command(name: str) -> object:
+            return await self._surface.seek(name, *_wish(body))
+
+        return await self._command(request, command)
+
+    async def _command(
+        self, request: web.Request, command: Callable[[str], Awaitable[object]]
+    ) -> web.Response:
         if request.headers.get(GUARD_HEADER) != "1":
             return _error(
                 403, f"send the header {GUARD_HEADER}: 1, which shows that no web page sent this request"
@@ -142,17 +159,29 @@ class _Pages:
         return await _run(name, command, known)
 
 
-async def _run(name: str, command: Callable[[str], Awaitable[None]], known: list[str]) -> web.Response:
+def _wish(body: bytes) -> tuple[str, str | None, bool]:
+    """What a seek asks for: where to, which shard, whether only to say what would be."""
+    with suppress(ValueError):
+        match orjson.loads(body):
+            case {"to": str(to), "shard": str() | None as shard, "dry_run": bool(dry_run)}:
+                return to, shard, dry_run
+    raise SeekRefused('send JSON like {"to": "TRIM_HORIZON", "shard": null, "dry_run": true}')
+
+
+async def _run(name: str, command: Callable[[str], Awaitable[object]], known: list[str]) -> web.Response:
     try:
         with anyio.fail_after(COMMAND_TIMEOUT):
-            await command(name)
+            answer = await command(name)
     except KeyError:  # removed by a reload in this very moment
         return _unknown(name, known)
+    except SeekRefused as error:
+        return _error(400, str(error))
     except PollerError as error:
         return _error(409, str(error))
     except TimeoutError:
         return _error(504, f"not done within {COMMAND_TIMEOUT:.0f} s; see /status")
-    return _json({"mapping": name, "done": True})
+    more = {} if answer is None else {"answer": answer}
+    return _json({"mapping": name, "done": True, **more})
 
 
 def _same_host(host: str) -> Callable[..., Awaitable[web.StreamResponse]]:

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from aiohttp import ClientSession, ClientTimeout
 
-from poller.errors import PollerError
+from poller.errors import PollerError, SeekRefused
 from poller.model import MappingState
 from poller.web import server
 from poller.web.server import Surface, serve
@@ -37,7 +37,14 @@ class Daemon:
             mappings=lambda: ["orders", "clicks"],
             pause=partial(self._command, "pause"),
             resume=partial(self._command, "resume"),
+            seek=self._seek,
         )
+        self.sought: list[tuple[str, str | None, bool]] = []
+
+    async def _seek(self, name: str, to: str, shard: str | None, dry_run: bool) -> object:
+        self.sought.append((to, shard, dry_run))
+        await self._command("seek", name)
+        return [{"shard": "s-1"}]
 
     async def _command(self, verb: str, name: str) -> None:
         self.calls.append((verb, name))
@@ -84,7 +91,7 @@ async def test_the_status_is_json_on_one_line_or_pretty() -> None:
 async def test_the_index_names_every_path() -> None:
     async with running(Daemon().surface) as client, client.get("/") as reply:
         text = await reply.text()
-    for path in ("/metrics", "/healthz", "/readyz", "/status", "/pause", "/resume"):
+    for path in ("/metrics", "/healthz", "/readyz", "/status", "/pause", "/resume", "/seek"):
         assert path in text
 
 
@@ -97,6 +104,41 @@ async def test_a_mapping_is_paused_and_resumed_by_name(verb: str) -> None:
     ):
         assert (reply.status, await reply.json()) == (200, {"mapping": "orders", "done": True})
     assert daemon.calls == [(verb, "orders")]
+
+
+async def test_a_seek_says_what_it_does_to_each_shard() -> None:
+    daemon = Daemon()
+    wish = {"to": "LATEST", "shard": None, "dry_run": True}
+    async with running(daemon.surface) as client:
+        async with client.post("/mappings/orders/seek", headers=GUARD, json=wish) as reply:
+            answer = {"mapping": "orders", "done": True, "answer": [{"shard": "s-1"}]}
+            assert (reply.status, await reply.json()) == (200, answer)
+        wish |= {"shard": "s-1", "dry_run": False}
+        async with client.post("/mappings/orders/seek", headers=GUARD, json=wish) as reply:
+            assert reply.status == 200
+    assert daemon.sought == [("LATEST", None, True), ("LATEST", "s-1", False)]
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[]", '{"to": 1}', '{"to": "LATEST", "shard": 1, "dry_run": true}']
+)
+async def test_a_seek_to_nowhere_is_refused(body: str) -> None:
+    daemon = Daemon()
+    async with (
+        running(daemon.surface) as client,
+        client.post("/mappings/orders/seek", headers=GUARD, data=body) as reply,
+    ):
+        assert reply.status == 400
+        assert (await reply.json())["error"].startswith("send JSON like ")
+    assert daemon.calls == []
+
+
+async def test_a_seek_that_a_web_page_could_send_is_refused() -> None:
+    daemon = Daemon()
+    wish = {"to": "LATEST", "shard": None, "dry_run": False}
+    async with running(daemon.surface) as client, client.post("/mappings/orders/seek", json=wish) as reply:
+        assert reply.status == 403
+    assert daemon.sought == []
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Poller": "0"}])
@@ -125,6 +167,7 @@ async def test_an_unknown_mapping_is_answered_with_the_known_ones() -> None:
     [
         (KeyError("orders"), 404, "no mapping is named 'orders'"),
         (PollerError("it is stopping"), 409, "it is stopping"),
+        (SeekRefused("no such place"), 400, "no such place"),
         (TimeoutError(), 504, "not done within 30 s; see /status"),
     ],
 )

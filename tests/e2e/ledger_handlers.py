@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import threading
@@ -23,6 +24,11 @@ def write(lines: list[str]) -> None:
 async def record(event: dict[str, Any], context: Any) -> None:
     """Note every message."""
     write([message["body"] for message in event["Records"]])
+
+
+async def record_stream(event: dict[str, Any], context: Any) -> None:
+    """Note the data of every record of a Kinesis stream."""
+    _write([base64.b64decode(record["kinesis"]["data"]).decode() for record in event["Records"]])
 
 
 async def sometimes(event: dict[str, Any], context: Any) -> dict[str, Any]:
