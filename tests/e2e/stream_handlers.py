@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import time
 from base64 import b64decode
 from typing import Any
 
@@ -64,3 +66,9 @@ async def changes(event: dict[str, Any], context: Any) -> None:
         )
         lines.append(f"{change['Keys']['id']['S']} {one['eventName']} {old} {new}")
     write(lines)
+
+
+async def stamped(event: dict[str, Any], context: Any) -> None:
+    """Note each record and when it came here."""
+    at = time.time()
+    write([json.dumps({"text": _data(one), "at": at}) for one in event["Records"]])
