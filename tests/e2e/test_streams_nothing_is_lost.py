@@ -74,25 +74,30 @@ def test_every_record_is_handled_or_at_the_destination_through_five_kills(
     assert in_order(handled)
 
 
-def test_sigterm_under_load_ends_in_time_and_the_next_start_repeats_nothing(
-    emulator: Emulator, tmp_path: Path
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_sigterm_under_load_ends_in_time_and_the_next_start_goes_on_from_there(
+    emulator: Emulator, tmp_path: Path, lanes: int
 ) -> None:
     stream = DataStream(emulator.endpoint_url, shards=4)
-    texts = [f"k{number % 31}-{number:06}" for number in range(4000)]
+    texts = [f"k{number % 31}-{number:06}" for number in range(2000 * lanes)]
     stream.put(texts)
-    config = "[daemon]\nshutdown_timeout = 10\n" + mapping(stream.arn, "steady", batch_size="20")
+    config = "[daemon]\nshutdown_timeout = 10\n" + mapping(
+        stream.arn, "steady", batch_size="20", parallelization_factor=str(lanes)
+    )
     daemon = Daemon(tmp_path, emulator.endpoint_url, config, WORK_SECONDS="0.05")
     ledger = Ledger(tmp_path / "ledger")
     for part in (1, 2):
         with running(daemon):
-            until(lambda part=part: len(ledger.look().lines) >= 1200 * part, "a part is handled")
+            goal = len(texts) * part // 3
+            until(lambda goal=goal: len(ledger.look().records) >= goal, "a part is handled")
             daemon.signal(signal.SIGTERM)
             assert daemon.wait(patience=10.5) == 0
         assert len(ledger.look().records) < len(texts), "the stop came under load"
-        assert ledger.repeats == 0
     with running(daemon):
         until(lambda: all_done(daemon), "the stream is done with")
         assert daemon.stop() == 0
     assert sorted(ledger.look().records) == sorted(texts)
     assert in_order(ledger.records)
-    assert ledger.repeats == 0
+    # Lanes that were ahead of the slowest one of their shard are behind its checkpoint.
+    assert ledger.repeats == 0 or lanes > 1
+    print(f"{lanes} lanes: {ledger.repeats} of {len(texts)} handled again after two stops")
