@@ -8,6 +8,7 @@ mapping must hear of trouble.
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -128,7 +129,7 @@ class Wire(Calls):
 
     def _read(self, operation: str, reply: bytes) -> dict[str, Any]:
         try:
-            parsed = orjson.loads(reply)
+            parsed = _parsed(reply)
         except orjson.JSONDecodeError as error:
             raise bad_reply(self._service, operation) from error
         if not isinstance(parsed, dict):
@@ -160,6 +161,20 @@ class Wire(Calls):
 
 
 _USER_AGENT = f"poller/{__version__}"
+#: Bytes of a reply that makes thousands of objects.
+LARGE = 2**16
+
+
+def _parsed(reply: bytes) -> Any:
+    if len(reply) < LARGE or not gc.isenabled():
+        return orjson.loads(reply)
+    # The collector would go over the new objects again and again while they are made, and none of them is garbage. No other
+    # thread runs meanwhile.
+    gc.disable()
+    try:
+        return orjson.loads(reply)
+    finally:
+        gc.enable()
 
 
 def _error_body(reply: bytes) -> dict[str, Any]:
