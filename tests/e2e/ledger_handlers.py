@@ -28,7 +28,7 @@ async def record(event: dict[str, Any], context: Any) -> None:
 
 async def record_stream(event: dict[str, Any], context: Any) -> None:
     """Note the data of every record of a Kinesis stream."""
-    _write([base64.b64decode(record["kinesis"]["data"]).decode() for record in event["Records"]])
+    write([base64.b64decode(record["kinesis"]["data"]).decode() for record in event["Records"]])
 
 
 async def sometimes(event: dict[str, Any], context: Any) -> dict[str, Any]:
