@@ -22,6 +22,8 @@ class Door:
 
     def close(self) -> None:
         """Let nothing in; what waits in `unless_closed` gives up."""
+        if not self.is_open:
+            return  # A thousand lanes close the door that they share, and each would go through all that wait.
         self.is_open = False
         for scope in self._waits:
             scope.cancel()
