@@ -69,7 +69,10 @@ def seek_command(
         typer.echo(f"({_NOTES[shard is not None]})")
         if not yes:
             typer.confirm(f"move {name}?", abort=True)
-        seek(False)
+        # What was at work meanwhile has ended first, so a shard may have been moved from further on.
+        for move in seek(False):
+            if move not in moves:
+                typer.echo(f"{move['shard']}: {move['says']}")
         typer.echo(f"{name}: moved; {last}")
     except _Failure as failure:
         for line in failure.lines:

@@ -93,6 +93,7 @@ class Daemon:
         self.asked: list[tuple[str, Any]] = []
         self.error: Exception | None = None
         self.moves = [{"shard": "s-1", "effect": "skips", "says": "from here to there"}]
+        self.done: list[dict[str, str]] = []
 
     def __call__(self, url: str, *, post: bool = False, body: dict[str, Any] | None = None) -> Any:
         if url.endswith("/status"):
@@ -100,7 +101,7 @@ class Daemon:
         self.asked.append((url, body))
         if self.error:
             raise self.error
-        return {"answer": self.moves}
+        return {"answer": self.moves if body and body["dry_run"] else self.done or self.moves}
 
 
 @pytest.fixture
@@ -121,6 +122,19 @@ def test_a_running_daemon_is_asked_what_would_be_and_then_to_do_it(daemon: Daemo
     page = "http://127.0.0.1:9464/mappings/clicks/seek"
     assert daemon.asked == [
         (page, {"to": "LATEST", "shard": None, "dry_run": dry_run}) for dry_run in (True, False)
+    ]
+
+
+def test_a_shard_that_has_gone_on_meanwhile_is_told_of_again(daemon: Daemon):
+    daemon.moves.append({"shard": "s-2", "effect": "skips", "says": "stands still"})
+    daemon.done = [daemon.moves[0] | {"says": "from further on to there"}, daemon.moves[1]]
+    result = run("clicks", "--to", "LATEST", "--yes")
+    assert result.stdout.splitlines() == [
+        "s-1: from here to there",
+        "s-2: stands still",
+        UNSEEN,
+        "s-1: from further on to there",
+        "clicks: moved; poller resume clicks goes on from there",
     ]
 
 
