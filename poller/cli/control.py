@@ -22,7 +22,7 @@ Url = Annotated[
     typer.Option(
         "--url",
         envvar="POLLER_URL",
-        help="Where the daemon listens. Default: what [daemon] listen of the file says.",
+        help="Where the daemon listens. Default: what `listen` of the file says.",
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A mapping's name.")]
