@@ -33,7 +33,7 @@ from enum import StrEnum
 from itertools import groupby
 from typing import TYPE_CHECKING, assert_never
 
-from poller.core.batch import ENVELOPE_SIZE, PAYLOAD_LIMIT
+from poller.core.batch import ENVELOPE_SIZE, PAYLOAD_LIMIT, size_of
 from poller.model import Failed, NotInvoked, Outcome, PartlyFailed, Succeeded
 
 if TYPE_CHECKING:
@@ -272,4 +272,4 @@ def expire(batch: StreamBatch, policy: StreamPolicy, now: float) -> Expiry:
 
 def is_too_large(records: Sequence[Record], extra: int = 0) -> bool:
     """Whether the event of `records` passes the payload limit; `extra` are the bytes of its other members."""
-    return ENVELOPE_SIZE + extra + sum(record.size for record in records) > PAYLOAD_LIMIT
+    return ENVELOPE_SIZE + extra + size_of(records) > PAYLOAD_LIMIT

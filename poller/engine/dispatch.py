@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from poller.core.batch import size_of
+
 if TYPE_CHECKING:
     from poller.engine.door import Door
     from poller.engine.invoker import Call, Invoker
@@ -40,7 +42,7 @@ class Dispatch:
         slots = self._invoker.slots
         if not (slots.try_acquire() or await self._door.unless_closed(slots.acquire)):
             return None
-        size = sum(record.size for record in call.records)
+        size = size_of(call.records)
         self.in_flight_invocations += 1
         self.in_flight_records += len(call.records)
         self.in_flight_bytes += size

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
+from poller.core.batch import size_of
 from poller.core.lanes import split
 from poller.core.progress import Progress
 from poller.errors import AwsError, ShardGone
@@ -176,7 +177,7 @@ class Lanes:
         for one, share in zip(self.lanes, split(records, len(self.lanes)), strict=True):
             one.buffer.extend(share)
         self.waiting_records += len(records)
-        self.waiting_bytes += sum(record.size for record in records)
+        self.waiting_bytes += size_of(records)
         return bool(records)
 
     def take(self, lane: Lane, limit: int) -> list[Record]:
@@ -188,7 +189,7 @@ class Lanes:
         else:
             taken = [buffer.popleft() for _ in range(limit)]
         self.waiting_records -= len(taken)
-        self.waiting_bytes -= sum(record.size for record in taken)
+        self.waiting_bytes -= size_of(taken)
         return taken
 
     def _wake(self) -> None:

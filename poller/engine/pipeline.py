@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
-from poller.core.batch import Batch
+from poller.core.batch import Batch, size_of
 from poller.core.polling import Polling
 from poller.core.retry import backoff
 from poller.engine.status import Load
@@ -326,4 +326,4 @@ class Pipeline:
 
     def _count_buffered(self, records: Sequence[Record], sign: int) -> None:
         self.buffered_records += sign * len(records)
-        self.buffered_bytes += sign * sum(record.size for record in records)
+        self.buffered_bytes += sign * size_of(records)
