@@ -6,7 +6,7 @@ A subclass makes the calls and names the limits; who reads what and when is deci
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,8 +89,8 @@ class StreamApi(ABC):
         """The Unix time at which the stream took a record."""
 
     @abstractmethod
-    def size(self, wire: Wire) -> int:
-        """The bytes of a record's data, about."""
+    def size(self, wires: Sequence[Wire]) -> int:
+        """The bytes of the data of records, about."""
 
 
 def senseless(operation: str, error: Exception) -> BadReply:

@@ -282,7 +282,7 @@ class ShardReads:
     def _measure(self, page: Page, reply: Reply, sent: float) -> None:
         if not reply.records:
             return
-        size = sum(map(self._api.size, reply.records))
+        size = self._api.size(reply.records)
         self._pace.came(sent, anyio.current_time(), size)
         page.cost = size * 4 // 3 + RECORD_COST * len(reply.records)
         self._mean_cost = (self._mean_cost + page.cost / len(reply.records)) / 2

@@ -18,7 +18,7 @@ from poller.sources._stream import Stream, StreamSource
 from poller.sources._stream_api import READ_TIMEOUT, SENSELESS, Reply, senseless
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from poller.sources._stream_api import Api
     from poller.sources._stream_page import Position, Wire
@@ -95,8 +95,8 @@ class DynamoDbStream(Stream):
     def arrived(self, wire: Wire) -> float:
         return float(wire["dynamodb"]["ApproximateCreationDateTime"])
 
-    def size(self, wire: Wire) -> int:
-        return int(wire["dynamodb"].get("SizeBytes") or 0)
+    def size(self, wires: Sequence[Wire]) -> int:
+        return sum([int(wire["dynamodb"].get("SizeBytes") or 0) for wire in wires])
 
 
 class DynamoDbSource(StreamSource[DynamoDbStream]):

@@ -15,7 +15,7 @@ from poller.sources._stream import Stream, StreamSource
 from poller.sources._stream_api import READ_TIMEOUT, SENSELESS, Reply, senseless
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from poller.model import StartAt
     from poller.ports import Observer
@@ -123,8 +123,8 @@ class KinesisStream(Stream):
     def arrived(self, wire: Wire) -> float:
         return float(wire["ApproximateArrivalTimestamp"])
 
-    def size(self, wire: Wire) -> int:
-        return len(wire["Data"]) * 3 // 4
+    def size(self, wires: Sequence[Wire]) -> int:
+        return sum([len(wire["Data"]) for wire in wires]) * 3 // 4
 
 
 class KinesisSource(StreamSource[KinesisStream]):
