@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import ssl
 import subprocess
@@ -11,10 +12,12 @@ import pytest
 from anyio import create_task_group
 
 from poller.aws.session import AwsSession
+from poller.aws.wire import LARGE
 from poller.config import Aws
 from poller.errors import (
     AccessDenied,
     AwsError,
+    BadReply,
     CredentialsInvalid,
     RequestRefused,
     ResourceNotFound,
@@ -114,6 +117,25 @@ async def test_a_redirect_is_not_followed(aws: ScriptedAws, session: AwsSession)
         await receive(session)
     assert caught.value.code == "HTTP307"
     assert len(aws.requests) == 1
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+@pytest.mark.parametrize("end", [b'"}', b""])
+async def test_a_large_reply_leaves_the_collector_as_it_was(
+    end: bytes, collecting: bool, aws: ScriptedAws, session: AwsSession
+) -> None:
+    aws.script("ReceiveMessage", Raw(b'{"Padding":"' + b"x" * LARGE + end))
+    try:
+        if not collecting:
+            gc.disable()
+        if end:
+            assert await receive(session) == []
+        else:
+            with pytest.raises(BadReply):
+                await receive(session)
+        assert gc.isenabled() == collecting
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("body", [b"[]", b'{"Code": "x"}', b'{"__type": 7, "Message": 8}'])
