@@ -17,7 +17,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measured window")
     parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before each window")
     parser.add_argument("--only", action="append", choices=[one.name for one in SCENARIOS], metavar="NAME")
-    parser.add_argument("--save", action="store_true", help="keep the report in tests/bench/results")
+    parser.add_argument(
+        "--save",
+        nargs="?",
+        const="",
+        metavar="PART",
+        help="keep the report in tests/bench/results; PART names one that has not all scenarios",
+    )
     return parser.parse_args()
 
 
@@ -39,8 +45,8 @@ def main() -> None:
     report.add_ratios(rounds)
     text = report.markdown(rounds, asked.seconds)
     print(text)
-    if asked.save:
-        print(f"kept in {report.save(rounds, text, asked.seconds).name}", file=sys.stderr)
+    if asked.save is not None:
+        print(f"kept in {report.save(rounds, text, asked.seconds, asked.save).name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

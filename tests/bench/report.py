@@ -132,9 +132,10 @@ def _line(scenario: Scenario, figure: str, value: float, bar: Bar | None) -> str
     return f"| {scenario.title} | {label} | {value:.2f}{unit} | {bar or '-'} | {verdict} |"
 
 
-def save(rounds: Rounds, text: str, seconds: float) -> Path:
+def save(rounds: Rounds, text: str, seconds: float, part: str) -> Path:
     """Keep the report by date, as Markdown and as JSON with every round; a second run of a day replaces the first."""
     today = datetime.now(UTC).date().isoformat()
+    name = f"{today}-{part}" if part else today
     RESULTS.mkdir(exist_ok=True)
     kept = {
         "date": today,
@@ -143,7 +144,7 @@ def save(rounds: Rounds, text: str, seconds: float) -> Path:
         "medians": {name: medians(figures) for name, figures in rounds.items() if figures},
         "rounds": rounds,
     }
-    file = RESULTS / f"{today}.md"
-    file.write_text(f"# {today}\n\n{text}")
+    file = RESULTS / f"{name}.md"
+    file.write_text(f"# {name}\n\n{text}")
     file.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
     return file
