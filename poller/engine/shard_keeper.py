@@ -18,7 +18,7 @@ Closing, opening and quietening go to all pipelines, which share one door.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two listings of a stream on which nothing has ended.
 DISCOVERY = 60.0
+#: Shards that are opened at a time: a thousand at once would time out waiting for each other.
+OPENING = 40
 #: Seconds from the end of a shard to the second listing; the first comes at once.
 DISCOVERY_AT_END = 1.0
 
@@ -163,6 +165,7 @@ class ShardKeeper:
         self._reading: dict[str, _Reading] = {}
         # Shards that were begun and have no reader at the moment, and why.
         self._opening: dict[str, str] = {}
+        self._opening_places = anyio.Semaphore(OPENING)
         self._tasks: TaskGroup | None = None
         self._quieted = anyio.Event()
         self._ended = anyio.Event()
@@ -313,7 +316,8 @@ class ShardKeeper:
                 tries = 0 if anyio.current_time() - began > DISCOVERY else tries + 1
                 pause = backoff(tries, self._world.chance())
                 self._opening[shard.id] = f"cannot be opened: {error}"
-                self.health.failed(shard.id, f"{shard.id}: {error}", pause)
+                # A thousand shards that cannot be opened are one thing to tell; which ones they are, the status shows.
+                self.health.failed(shard.id, str(error), pause)
                 await self._unless_quieted(pause)
             # Not where it began before: something may be done by now, and the latest would be another one.
             start = self._tree.begin(shard.id, self.checkpoints[shard.id])
@@ -322,7 +326,9 @@ class ShardKeeper:
     async def _read(self, shard: Shard, start: StartAt) -> bool:
         """Read a shard until it ends or all is quiet; True when it has ended."""
         self._opening[shard.id] = "opening"
-        async with self._source.open(shard, start) as reader:
+        async with AsyncExitStack() as stack:
+            async with self._opening_places:
+                reader = await stack.enter_async_context(self._source.open(shard, start))
             self.health.recovered(shard.id)
             del self._opening[shard.id]
             reading = self._reading[shard.id] = _Reading(self, shard, reader)

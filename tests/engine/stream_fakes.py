@@ -86,6 +86,7 @@ class Stream:
         self.failures: list[BaseException | None] = []
         #: Seconds that it takes to open a shard.
         self.opening_time = 0.0
+        self.opening = self.peak_opening = 0
         self.listings = 0
         self.receives = 0
         self.began = anyio.current_time()
@@ -158,7 +159,12 @@ class Stream:
 
     @asynccontextmanager
     async def open(self, shard: Shard, start: StartAt) -> AsyncIterator[StreamReader]:
-        await anyio.sleep(self.opening_time)
+        self.opening += 1
+        self.peak_opening = max(self.peak_opening, self.opening)
+        try:
+            await anyio.sleep(self.opening_time)
+        finally:
+            self.opening -= 1
         if self.opening_failures and (failure := self.opening_failures.pop(0)):
             raise failure
         if shard.id in self.gone:

@@ -466,6 +466,18 @@ async def test_checkpoints_that_cannot_be_written_at_the_stop_are_given_up_in_ti
 
 
 @virtual
+async def test_many_shards_are_opened_a_few_at_a_time():
+    clicks = Clicks(stream=Stream(100))
+    clicks.stream.opening_time = 1
+    async with clicks.running():
+        await anyio.sleep(2.5)
+        assert len(clicks.stream.opened) == 2 * shard_keeper.OPENING
+        await anyio.sleep(1)
+        assert len(clicks.stream.opened) == 100
+    assert clicks.stream.peak_opening == shard_keeper.OPENING
+
+
+@virtual
 async def test_a_bug_in_one_shard_is_the_mappings():
     clicks = Clicks()
     clicks.stream.failures = [ZeroDivisionError()]
