@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         Dropped,
         Failure,
         FilteredOut,
+        FunctionError,
         Invocation,
         Invoked,
         Received,
         Record,
+        Refused,
         Reply,
         Settled,
         Shard,
@@ -104,6 +106,18 @@ class Source(Protocol):
 
 class Runtime(Protocol):
     """Runs one function."""
+
+    def open(self) -> None:
+        """Begin, on the event loop: what is to be warm before the first invocation is started. Called once, first."""
+        ...
+
+    async def ready(self, request_id: str) -> FunctionError | Refused | None:
+        """Wait until an invocation can begin at once: cold starts are no part of its time limit.
+
+        An `invoke` that is called before anything else runs then finds what it needs; any other `invoke` waits by itself.
+        Returns the answer to the invocation when none can begin: the function does not start, or there is no room.
+        """
+        ...
 
     async def invoke(self, invocation: Invocation) -> Reply:
         """Run the function on one event. Whatever the function does is a value; nothing is raised.

@@ -84,6 +84,7 @@ class Daemon:
             tasks.start_soon(self._systemd.watchdog, lambda: True)
             tasks.start_soon(self._announce)
             try:
+                functions.start(self._functions.values())
                 await self._open_state()
                 await self._supervisor.run(self._specs(self._config, self._functions, self._session))
             finally:
@@ -190,6 +191,7 @@ class Daemon:
                 _log.warning("[daemon] %s takes effect at the next start", key)
         if config.aws != old.aws:
             self._session = AwsSession(config.aws, self._observer)
+        functions.start(one for name, one in loaded.items() if one is not old_functions.get(name))
         self._config, self._functions = config, loaded
         self._places.resize(config.daemon.concurrency)
         self._supervisor.stop_timeout = config.daemon.shutdown_timeout

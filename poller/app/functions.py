@@ -6,12 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from poller.app import fitness
 from poller.engine.slots import Slots
 from poller.errors import ConfigError, FunctionInitError
-from poller.runtimes import inline
+from poller.runtimes import inline, process
 from poller.runtimes.context import FunctionIdentity
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from poller.config import Config, Function, Mapping
     from poller.engine.slots import Places
     from poller.ports import Runtime
@@ -41,8 +44,12 @@ def load(config: Config, places: Places, running: dict[str, Loaded]) -> dict[str
         if name in running and running[name].config == function:
             loaded[name] = running[name]
             continue
-        # Inline code reads its variables where all of the process has them, and it may do so while it is imported.
-        os.environ.update(function.environment)
+        if lines := fitness.problems(name, function):
+            problems.extend(lines)
+            continue
+        if function.runtime == "inline":
+            # Inline code reads its variables where all of the process has them, and may do so while it is imported.
+            os.environ.update(function.environment)
         try:
             loaded[name] = _load(name, function, mapping, places)
         except FunctionInitError as error:
@@ -52,11 +59,40 @@ def load(config: Config, places: Places, running: dict[str, Loaded]) -> dict[str
     return loaded
 
 
+def start(loaded: Iterable[Loaded]) -> None:
+    """Let new runtimes begin, on the event loop."""
+    for one in loaded:
+        one.runtime.open()
+
+
 def _load(name: str, function: Function, mapping: Mapping, places: Places) -> Loaded:
     slots = Slots(places, function.reserved_concurrent_executions)
     identity = FunctionIdentity(name=name, arn=arn(mapping), memory_size=function.memory_size)
-    runtime = inline.load(identity, function.handler or "", concurrency=max(1, slots.total))
-    return Loaded(name, function, runtime, slots)
+    return Loaded(name, function, _runtime(identity, function, mapping, max(1, slots.total)), slots)
+
+
+def _runtime(identity: FunctionIdentity, function: Function, mapping: Mapping, places: int) -> Runtime:
+    if function.runtime == "inline":
+        return inline.load(identity, function.handler or "", concurrency=places)
+    size = process.Size(
+        places=places,
+        minimum_workers=function.minimum_workers,
+        idle_timeout=function.idle_timeout,
+        maximum_invocations=function.maximum_invocations,
+        timeout=function.timeout,
+    )
+    limits = process.Limits(function.memory_limit, function.open_files, function.nice, function.user)
+    setting = process.Setting(
+        environment=function.environment,
+        region=mapping.arn.region,
+        handler=function.handler or "",
+        working_directory=function.working_directory,
+        limits=limits,
+        credentials=process.daemon_credentials(os.environ) if function.pass_credentials else None,
+    )
+    if function.runtime == "python":
+        return process.python(identity, setting, size)
+    return process.command(identity, function.command, setting, size)
 
 
 def arn(mapping: Mapping) -> str:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import time
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from importlib.machinery import ModuleSpec
-
     from poller.config import Config
 
 ConfigFile = Annotated[
@@ -31,7 +26,9 @@ def check_command(config: ConfigFile = Path("poller.toml")) -> None:
         loaded = load(config, environ=os.environ, now=time.time(), importable=importable)
     except ConfigError as error:
         raise _refused(error.problems) from error
-    if lines := not_yet(loaded):
+    from poller.app import fitness
+
+    if lines := (*not_yet(loaded), *fitness.all_problems(loaded)):
         raise _refused(tuple(f"{config}: {line}" for line in lines))
     typer.echo(f"{config}: valid: {_summary(loaded)}")
     for warning in warnings(loaded):
@@ -40,24 +37,9 @@ def check_command(config: ConfigFile = Path("poller.toml")) -> None:
 
 def importable(module: str) -> bool:
     """Tell whether Python would find `module`, from the current directory too, without running its code."""
-    locations: list[str] | None = None
-    for part in module.split("."):
-        # By its last name only: for a dotted one a package without __init__.py asks for its parent, which nobody imported.
-        spec = _find(part, locations)
-        if spec is None:
-            return False
-        # What is no package has nowhere to look; PathFinder would take None for sys.path.
-        locations = list(spec.submodule_search_locations or ())
-    return True
+    from poller.app import fitness
 
-
-def _find(name: str, locations: list[str] | None) -> ModuleSpec | None:
-    if locations is not None:
-        return PathFinder.find_spec(name, locations)
-    try:
-        return PathFinder.find_spec(name, [str(Path.cwd()), *sys.path]) or importlib.util.find_spec(name)
-    except ValueError:  # a module that was made by hand and has no spec, such as __main__
-        return None
+    return fitness.importable(module)
 
 
 def _refused(lines: tuple[str, ...]) -> typer.Exit:

@@ -7,7 +7,7 @@ from pathlib import Path  # noqa: TC003  (pydantic reads annotations)
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from poller.config.arn import check_role, parse_arn
 from poller.config.mapping import Mapping  # noqa: TC001  (pydantic reads annotations)
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: The runtimes that this version can run; the others are known by name.
-RUNTIMES = frozenset({"inline"})
+RUNTIMES = frozenset({"inline", "python", "command"})
 #: The services that this version sends to when a batch is given up; the others are known by name.
 DESTINATIONS = frozenset({"sqs"})
 
@@ -55,6 +55,20 @@ RESERVED_VARIABLES = frozenset(
 )
 
 
+#: Keys that mean something for worker processes only.
+OF_WORKERS = (
+    "working_directory",
+    "minimum_workers",
+    "idle_timeout",
+    "maximum_invocations",
+    "memory_limit",
+    "open_files",
+    "nice",
+    "user",
+    "pass_credentials",
+)
+
+
 def _state(text: str) -> str:
     if not _STATE.fullmatch(text):
         raise ValueError("must be memory:, sqlite:PATH or dynamodb:TABLE")
@@ -79,7 +93,9 @@ def _url(text: str) -> str:
     return text
 
 
-def _handler(text: str) -> str:
+def _handler(text: str, info: ValidationInfo) -> str:
+    if info.data.get("runtime") not in (None, "inline", "python"):
+        return text  # whatever the program makes of its _HANDLER
     module, colon, attribute = text.partition(":")
     if not colon:
         module, _, attribute = text.rpartition(".")
@@ -162,11 +178,54 @@ class Function(Section):
 
     runtime: Literal["inline", "python", "command", "http", "lambda"] = Field(
         default="inline",
-        description='What runs it. "inline" is Python in the daemon; only this one exists today.',
+        description='What runs it. "inline" is Python in the daemon, "python" is Python in worker processes, "command" is'
+        " any program that speaks Lambda's Runtime API.",
     )
     handler: Annotated[str, AfterValidator(_handler)] | None = Field(
         default=None,
-        description="MODULE:FUNCTION, or Lambda's MODULE.FUNCTION. Required for inline and python.",
+        description="MODULE:FUNCTION, or Lambda's MODULE.FUNCTION. Required for inline and python; a command finds it,"
+        " as it stands, in its variable _HANDLER.",
+    )
+    command: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="The program that command runs, and its arguments. A name without a slash is looked for in PATH.",
+    )
+    working_directory: Path | None = Field(
+        default=None,
+        description="Folder of a worker: its current one, LAMBDA_TASK_ROOT, and where Python imports from first. Default:"
+        " the daemon's.",
+    )
+    minimum_workers: Whole = Field(
+        default=0, ge=0, le=10_000, description="Workers that are kept warm. Default 0: scales to zero."
+    )
+    idle_timeout: Seconds = Field(
+        default=300, gt=0, le=86_400, description="Seconds after which an idle worker is ended. Default 300."
+    )
+    maximum_invocations: Whole | None = Field(
+        default=None, ge=1, description="Invocations after which a worker is replaced. Default: no limit."
+    )
+    memory_limit: Whole | None = Field(
+        default=None,
+        ge=64,
+        le=1_048_576,
+        description="Megabytes of address space of each process of a worker (RLIMIT_AS). Default: no limit. Java and"
+        " Node reserve far more than they use: leave it out for them.",
+    )
+    open_files: Whole | None = Field(
+        default=None,
+        ge=16,
+        le=1_048_576,
+        description="Files that a worker may have open. Default: the daemon's limit.",
+    )
+    nice: Whole = Field(
+        default=0, ge=0, le=19, description="How far a worker stands back for CPU, 0 to 19. Default 0."
+    )
+    user: str | None = Field(
+        default=None, min_length=1, description="User that workers run as; the daemon must be root."
+    )
+    pass_credentials: bool = Field(
+        default=False,
+        description="Whether workers get the variables that lead to the daemon's own AWS credentials. Default false.",
     )
     timeout: Whole = Field(
         default=3, ge=1, le=900, description="Seconds that one invocation may take, 1 to 900. Default 3."
@@ -183,7 +242,10 @@ class Function(Section):
         " give one variable two values.",
     )
     memory_size: Whole = Field(
-        default=128, ge=128, le=10_240, description="Megabytes that the function's context names."
+        default=128,
+        ge=128,
+        le=10_240,
+        description="Megabytes that the function's context names; memory_limit is what enforces one.",
     )
     role_arn: Annotated[str, AfterValidator(check_role)] | None = Field(
         default=None, description="IAM role that the function works with."
@@ -192,9 +254,24 @@ class Function(Section):
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
-        if self.runtime in ("inline", "python") and self.handler is None:
-            raise Mistakes((Mistake(("handler",), "is required: MODULE:FUNCTION"),))
+        if mistakes := tuple(self._bad_keys()):
+            raise Mistakes(mistakes)
         return self
+
+    def _bad_keys(self) -> Iterator[Mistake]:
+        if self.runtime in ("inline", "python") and self.handler is None:
+            yield Mistake(("handler",), "is required: MODULE:FUNCTION")
+        if self.runtime == "command" and not self.command:
+            yield Mistake(("command",), 'is required: a list such as ["./bootstrap"]')
+        if self.runtime != "command" and self.command:
+            yield Mistake(("command",), 'goes only with runtime = "command"')
+        if self.runtime in ("python", "command"):
+            if self.role_arn is not None:
+                yield Mistake(("role_arn",), "is not available yet for workers: use pass_credentials")
+            return
+        for key in OF_WORKERS:
+            if key in self.model_fields_set:
+                yield Mistake((key,), 'goes only with runtime = "python" or "command"')
 
 
 def check_function_name(name: str) -> str:

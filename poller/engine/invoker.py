@@ -76,8 +76,10 @@ class Invoker:
     async def invoke(self, call: Call) -> Outcome:
         """Run the function now; the caller holds a slot. A function that fails is a value."""
         request_id = call.request_id or self.world.request_id()
+        reply: Reply | None = await self._runtime.ready(request_id)
         started = anyio.current_time()
-        reply = await self._run(request_id, call.event)
+        if reply is None:
+            reply = await self._run(request_id, call.event)
         ids = {record.id for record in call.records} if call.partial else ()
         outcome = response.parse(reply, ids, partial=call.partial, source=call.source)
         if call.judge is not None:

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 #: 6 MB and 100 bytes, the number in Lambda's own message.
 MAX_RESPONSE_BYTES = 6 * 1024 * 1024 + 100
 
-_OWN_FRAMES = (os.path.dirname(__file__) + os.sep, "<frozen importlib", importlib.__file__)
+_OWN_FRAMES = (
+    os.path.dirname(__file__) + os.sep,
+    os.path.join(os.path.dirname(os.__file__), "asyncio") + os.sep,
+    "<frozen importlib",
+    importlib.__file__,
+)
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -124,7 +129,7 @@ def marshal(result: object) -> Returned | FunctionError:
             len(text) * 4 > MAX_RESPONSE_BYTES
             and len(text.encode(errors="surrogatepass")) > MAX_RESPONSE_BYTES
         ):
-            return _too_large()
+            return too_large()
         return Returned(_parsed(text) if isinstance(result, bytes) else _decode(text))
     except Exception as error:
         return FunctionError("Runtime.MarshalError", f"Unable to marshal response: {error}")
@@ -133,7 +138,25 @@ def marshal(result: object) -> Returned | FunctionError:
             result.close()  # nobody will await it, and Python would complain later, far from here
 
 
-def _too_large() -> FunctionError:
+def encode_result(result: object) -> bytes | FunctionError:
+    """Return the JSON of what the handler returned: `marshal` for a handler whose reply travels to another process."""
+    if result is None:
+        return b"null"
+    try:
+        text = _raw_text(result) if isinstance(result, bytes) else _encode(result)
+        data = text.encode(errors="surrogatepass")
+        if len(data) > MAX_RESPONSE_BYTES:
+            return too_large()
+        return _encode(_parsed(text)).encode(errors="surrogatepass") if isinstance(result, bytes) else data
+    except Exception as error:
+        return FunctionError("Runtime.MarshalError", f"Unable to marshal response: {error}")
+    finally:
+        if inspect.iscoroutine(result):
+            result.close()
+
+
+def too_large() -> FunctionError:
+    """Return Lambda's error for a result of more than 6 MB."""
     message = f"Response payload size exceeded maximum allowed payload size ({MAX_RESPONSE_BYTES} bytes)."
     return FunctionError("Function.ResponseSizeTooLarge", message)
 

@@ -45,6 +45,12 @@ class InlineRuntime:
         self._is_async = _is_async(handler)
         self._threads: Threads[Reply] = Threads(f"function {function.name}", concurrency)
 
+    def open(self) -> None:
+        """Nothing is started before it is needed."""
+
+    async def ready(self, request_id: str) -> None:
+        """Always: the handler was imported when it was loaded."""
+
     async def invoke(self, invocation: Invocation) -> Reply:
         """Run the handler on one event; see `poller.ports.Runtime`.
 

@@ -30,8 +30,19 @@ from tests.config.writing import KINESIS, NOW, SQS, only_problem, problems, whol
             'functions.f.runtime = "java": must be "inline", "python", "command", "http" or "lambda"',
         ),
         (
-            'runtime = "python"',
-            'functions.f.runtime = "python": is not available yet: this version has only inline',
+            'runtime = "http"',
+            'functions.f.runtime = "http": is not available yet: this version has only command, inline, python',
+        ),
+        ('runtime = "command"', 'functions.f.command: is required: a list such as ["./bootstrap"]'),
+        ('command = ["true"]', 'functions.f.command = ["true"]: goes only with runtime = "command"'),
+        ("nice = 3", 'functions.f.nice = 3: goes only with runtime = "python" or "command"'),
+        ('runtime = "python"\nnice = 20', "functions.f.nice = 20: must be at most 19"),
+        (
+            'runtime = "python"\nrole_arn = "arn:aws:iam::123456789012:role/orders"',
+            (
+                'functions.f.role_arn = "arn:aws:iam::123456789012:role/orders":'
+                " is not available yet for workers: use pass_credentials"
+            ),
         ),
         (
             'role_arn = "poller"',

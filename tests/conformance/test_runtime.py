@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,8 +12,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
+import poller
 from poller.model import FunctionError, Invocation, Refused, Reply, Returned
-from poller.runtimes import inline
+from poller.runtimes import inline, process
 from poller.runtimes.context import FunctionIdentity
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+HERE = Path(__file__).parent
+#: Seconds; a cold start of the machine at its busiest takes less.
+INIT_TIMEOUT = 10.0
 ARN = "arn:aws:lambda:eu-west-1:123456789012:function:orders"
 LIMIT = 6 * 1024 * 1024 + 100
 
@@ -35,13 +40,40 @@ def start_inline(handler: str, *, concurrency: int = 2) -> Runtime:
     return inline.load(function, f"python_functions:{handler}", concurrency=concurrency)
 
 
-RUNTIMES: dict[str, Start] = {"inline": start_inline}
+def start_python(handler: str, *, concurrency: int = 2) -> Runtime:
+    function = FunctionIdentity("orders", ARN, 256)
+    return process.python(function, a_setting(handler), a_size(concurrency))
+
+
+def start_command(handler: str, *, concurrency: int = 2) -> Runtime:
+    function = FunctionIdentity("orders", ARN, 256)
+    command = (sys.executable, "runtime_client.py")
+    return process.command(function, command, a_setting(handler), a_size(concurrency))
+
+
+def a_setting(handler: str) -> process.Setting:
+    # The suite's small client imports poller; a worker of `python` must not need that.
+    environment = {"PYTHONPATH": str(Path(poller.__file__).parent.parent)}
+    return process.Setting(environment, "eu-west-1", f"python_functions:{handler}", HERE)
+
+
+def a_size(places: int) -> process.Size:
+    return process.Size(places, init_timeout=INIT_TIMEOUT, timeout=INIT_TIMEOUT)
+
+
+WORKERS: dict[str, Start] = {"python": start_python, "command": start_command}
+RUNTIMES: dict[str, Start] = {"inline": start_inline, **WORKERS}
 
 
 @pytest.fixture(params=RUNTIMES)
 def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Start:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(HERE)
     return RUNTIMES[request.param]
+
+
+@pytest.fixture(params=WORKERS)
+def start_worker(request: pytest.FixtureRequest) -> Start:
+    return WORKERS[request.param]
 
 
 @pytest.fixture

@@ -371,6 +371,12 @@ class Function:
     def let_go(self) -> None:
         self._free.set()
 
+    def open(self) -> None:
+        pass
+
+    async def ready(self, request_id: str) -> FunctionError | Refused | None:
+        return None
+
     async def invoke(self, invocation: Invocation) -> Reply:
         records = invocation.event["Records"]
         call = Call(

@@ -1,0 +1,92 @@
+"""What can be wrong with a function and be seen without running it: its program, its module, its folder, its user."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poller.runtimes import process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from importlib.machinery import ModuleSpec
+
+    from poller.config import Config, Function
+
+
+def all_problems(config: Config) -> tuple[str, ...]:
+    """Return one line for each thing that keeps a function of `config` from being started."""
+    return tuple(line for name, function in config.functions.items() for line in problems(name, function))
+
+
+def problems(name: str, function: Function) -> tuple[str, ...]:
+    """Return one line for each thing that keeps the workers of one function from being started."""
+    if function.runtime not in ("python", "command"):
+        return ()
+    return tuple(f"functions.{name}.{line}" for line in _of_worker(function))
+
+
+def _of_worker(function: Function) -> Iterator[str]:
+    if not hasattr(os, "pidfd_open"):
+        yield f'runtime = "{function.runtime}": worker processes need Linux 5.3 or later'
+    folder = function.working_directory
+    if folder is not None and not folder.is_dir():
+        yield f"working_directory: there is no folder {folder}"
+        return
+    if function.user is not None:
+        yield from _of_user(function.user)
+    if function.runtime == "command":
+        yield from _of_command(function)
+    elif not importable((function.handler or "").partition(":")[0], _folders(function)):
+        yield (
+            f'handler = "{function.handler}": names a module that is neither in its working directory nor on'
+            " Python's path"
+        )
+
+
+def _of_user(user: str) -> Iterator[str]:
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        yield f"user: there is no user {user}"
+        return
+    if os.geteuid() not in (0, entry.pw_uid):
+        yield f"user: only root can run workers as {user}"
+
+
+def _of_command(function: Function) -> Iterator[str]:
+    setting = process.Setting(function.environment, "", working_directory=function.working_directory)
+    try:
+        process.program(function.command[0], setting)
+    except OSError as error:
+        yield f"command: {error}"
+
+
+def _folders(function: Function) -> tuple[str, ...]:
+    own = [one for one in function.environment.get("PYTHONPATH", "").split(os.pathsep) if one]
+    return (str(function.working_directory or Path.cwd()), *own)
+
+
+def importable(module: str, folders: Sequence[str] = ()) -> bool:
+    """Tell whether Python would find `module`, in `folders` or the current directory too, without running its code."""
+    first, *rest = module.split(".")
+    spec = _find(first, folders or (str(Path.cwd()),))
+    for part in rest:
+        if spec is None:
+            return False
+        # By its last name only: for a dotted one a package without __init__.py asks for its parent, which nobody imported.
+        # What is no package has nowhere to look; PathFinder would take None for sys.path.
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations or ()))
+    return spec is not None
+
+
+def _find(name: str, folders: Sequence[str]) -> ModuleSpec | None:
+    try:
+        return PathFinder.find_spec(name, [*folders, *sys.path]) or importlib.util.find_spec(name)
+    except ValueError:  # a module that was made by hand and has no spec, such as __main__
+        return None

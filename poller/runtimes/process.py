@@ -1,0 +1,219 @@
+"""Functions in processes of their own: `python`, which speaks our frames, and `command`, which speaks Lambda's Runtime API."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import sys
+from asyncio import CancelledError
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import poller
+from poller.runtimes._frames import FrameLink
+from poller.runtimes._pool import Pool, Size
+from poller.runtimes._process import Launch, Limits
+from poller.runtimes._worker import State
+from poller.runtimes.runtime_api import ApiLink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from poller.model import FunctionError, Invocation, Refused, Reply
+    from poller.runtimes._worker import Link, Worker
+    from poller.runtimes.context import FunctionIdentity
+
+__all__ = [
+    "Limits",
+    "ProcessRuntime",
+    "Setting",
+    "Size",
+    "command",
+    "daemon_credentials",
+    "program",
+    "python",
+]
+
+_log = logging.getLogger("poller.function")
+
+#: How the daemon's own credentials may stand in its environment.
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_EC2_METADATA_DISABLED",
+    "HOME",
+)
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+# The function's folder is the first place to import from, poller's own is one for as long as it takes to import poller.
+_START = (
+    "import sys; sys.path.insert(1, sys.argv[1]); import poller.runtimes.python_worker as worker;"
+    " del sys.path[1]; worker.main(int(sys.argv[2]))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where and as what the workers of a function run."""
+
+    environment: Mapping[str, str]
+    region: str
+    handler: str = ""
+    working_directory: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    credentials: Mapping[str, str] | None = None
+    """Variables that lead to AWS credentials; None for none."""
+
+    def variables(self, function: FunctionIdentity, *, runtime: str) -> dict[str, str]:
+        """The whole environment of a worker (spec 9.2): nothing of the daemon's but PATH and LANG."""
+        root = str((self.working_directory or Path.cwd()).absolute())
+        return {
+            "PATH": os.environ.get("PATH", _PATH),
+            "LANG": os.environ.get("LANG", "C.UTF-8"),
+            **self.environment,
+            "TZ": ":UTC",
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_LAMBDA_FUNCTION_NAME": function.name,
+            "AWS_LAMBDA_FUNCTION_VERSION": function.version,
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_size),
+            "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+            "AWS_LAMBDA_LOG_GROUP_NAME": function.log_group_name,
+            "AWS_LAMBDA_LOG_STREAM_NAME": function.log_stream_name,
+            "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
+            "LAMBDA_TASK_ROOT": root,
+            "LAMBDA_RUNTIME_DIR": self.environment.get("LAMBDA_RUNTIME_DIR", root),
+            "_HANDLER": self.handler,
+            **({"AWS_EXECUTION_ENV": runtime} if runtime else {}),
+            **({"AWS_EC2_METADATA_DISABLED": "true"} if self.credentials is None else self.credentials),
+        }
+
+
+def daemon_credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what of the daemon's environment leads to its credentials."""
+    return {name: environ[name] for name in CREDENTIALS if name in environ}
+
+
+def python(function: FunctionIdentity, setting: Setting, size: Size) -> ProcessRuntime:
+    """Return the runtime that runs a Python handler in workers of our own."""
+    own = str(Path(poller.__file__).parent.parent)
+    version = f"AWS_Lambda_python{sys.version_info.major}.{sys.version_info.minor}"
+    variables = setting.variables(function, runtime=version)
+
+    def plan(link: Link) -> Launch:
+        argv = (sys.executable, "-c", _START, own, str(link.keep[0]))
+        return _launch(argv, variables, setting)
+
+    return ProcessRuntime(function, Pool(function.name, size, plan, FrameLink))
+
+
+def command(
+    function: FunctionIdentity, command: Sequence[str], setting: Setting, size: Size
+) -> ProcessRuntime:
+    """Return the runtime that runs a program which speaks Lambda's Runtime API."""
+    variables = setting.variables(function, runtime="")
+
+    def plan(link: Link) -> Launch:
+        return _launch(
+            (program(command[0], setting), *command[1:]), {**variables, **link.environment}, setting
+        )
+
+    return ProcessRuntime(function, Pool(function.name, size, plan, ApiLink))
+
+
+def program(name: str, setting: Setting) -> str:
+    """Return the path of what a command names; raises OSError when there is no such program, or it cannot be run.
+
+    A name with a slash is taken from the working directory, any other is looked for in the PATH of the function.
+    """
+    folder = setting.working_directory or Path.cwd()
+    path = setting.environment.get("PATH", os.environ.get("PATH", _PATH))
+    if os.sep in name:
+        found = folder / name
+        if not found.is_file():
+            raise FileNotFoundError(f"fork/exec {found}: no such file")
+        if not os.access(found, os.X_OK):
+            raise PermissionError(f"fork/exec {found}: it is not executable")
+        return str(found.absolute())
+    if (located := shutil.which(name, path=path)) is None:
+        raise FileNotFoundError(f"fork/exec {name}: no such program in {path}")
+    return located
+
+
+def _launch(argv: Sequence[str], variables: Mapping[str, str], setting: Setting) -> Launch:
+    folder = setting.working_directory
+    return Launch(argv, variables, None if folder is None else str(folder), setting.limits)
+
+
+class ProcessRuntime:
+    """Runs one function in a pool of workers; see `poller.ports.Runtime`."""
+
+    def __init__(self, function: FunctionIdentity, pool: Pool) -> None:
+        self._function = function
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return repr(self._pool)
+
+    def open(self) -> None:
+        self._pool.open()
+
+    async def ready(self, request_id: str) -> FunctionError | Refused | None:
+        if self._pool.idle:
+            return None
+        self._pool.open()
+        return await self._pool.ready(request_id)
+
+    async def invoke(self, invocation: Invocation) -> Reply:
+        pool = self._pool
+        if not pool.idle:
+            pool.open()
+            answer = await pool.ready(invocation.request_id)
+            if answer is not None:
+                return answer
+        worker = pool.take()
+        try:
+            reply = await worker.run(invocation)
+        except CancelledError:
+            worker.end()
+            self._report(worker, invocation, "timeout")
+            raise
+        if worker.state is State.FINISHING:
+            pool.finishing(worker)
+        if worker.init_duration is not None or _log.isEnabledFor(logging.DEBUG):
+            self._report(worker, invocation)
+        return reply
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+    def _report(self, worker: Worker, invocation: Invocation, status: str = "") -> None:
+        """Lambda's REPORT line (spec 8.5), its numbers as fields."""
+        cold = worker.init_duration is not None
+        extra: dict[str, object] = {
+            "function": self._function.name,
+            "request_id": invocation.request_id,
+            "duration_ms": round(1000 * worker.duration, 2),
+            "billed_duration_ms": math.ceil(1000 * (worker.duration + (worker.init_duration or 0))),
+            "memory_size_mb": self._function.memory_size,
+            "max_memory_used_mb": worker.process.peak_memory() >> 20,
+        }
+        if worker.init_duration is not None:
+            extra["init_duration_ms"] = round(1000 * worker.init_duration, 2)
+            worker.init_duration = None
+        if status:
+            extra["status"] = status
+        _log.log(logging.INFO if cold or status else logging.DEBUG, "REPORT", extra=extra)

@@ -1,0 +1,168 @@
+"""The other end of `runtime = "python"`: a process that imports one handler and runs it, invocation by invocation.
+
+It does what Lambda's own runtime client does, in `poller.runtimes._frames`' protocol. Nothing of the daemon is here: its
+imports are what a cold start costs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from poller.errors import FunctionInitError
+from poller.model import FunctionError, Invocation
+from poller.runtimes._frames import ERROR, HEAD, INIT_ERROR, READY, RESULT
+from poller.runtimes._json import decode
+from poller.runtimes._python import encode_result, error_of, load_handler
+from poller.runtimes.context import FunctionIdentity, LambdaContext
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+_CHUNK = 256 * 1024
+
+
+class Records(logging.Handler):
+    """What Lambda installs before it imports a handler: `[LEVEL]<tab>time<tab>request id<tab>message`, to the output."""
+
+    request_id = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            head = f"[{record.levelname}]\t{at}.{int(record.msecs):03d}Z\t{self.request_id}\t"
+            sys.stdout.write(f"{head}{self.format(record)}\n")
+        except Exception:
+            self.handleError(record)
+
+
+class Line:
+    """The worker's end of the socket pair."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)  # what the handler starts must not keep it open
+        self._socket = socket.socket(fileno=descriptor)
+        self._received = bytearray()
+
+    def receive(self) -> bytes | None:
+        """Wait for an invocation; None when the daemon is gone."""
+        data = self._socket.recv(_CHUNK)
+        if len(data) >= HEAD.size and HEAD.unpack_from(data)[0] + HEAD.size == len(data):
+            return data[HEAD.size :]
+        buffer = bytearray(data)
+        while len(buffer) < HEAD.size or len(buffer) < HEAD.size + HEAD.unpack_from(buffer)[0]:
+            if not data:
+                return None
+            data = self._socket.recv(_CHUNK)
+            buffer += data
+        return bytes(buffer[HEAD.size :])
+
+    def send(self, kind: bytes, body: bytes = b"") -> None:
+        """Write one frame."""
+        self._socket.sendall(HEAD.pack(len(body), kind) + body)
+
+    def send_error(self, kind: bytes, error: FunctionError) -> None:
+        """Write what went wrong."""
+        from json import dumps
+
+        fields = (error.error_type, error.error_message, error.stack_trace)
+        self.send(kind, dumps(fields).encode())
+
+
+class PythonWorker:
+    """Runs one handler until the daemon lets go."""
+
+    def __init__(self, line: Line, function: FunctionIdentity, handler: Callable[[Any, Any], Any]) -> None:
+        self._line = line
+        self._function = function
+        self._handler = handler
+        self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+            type(handler).__call__
+        )
+        self._runner: asyncio.Runner | None = None
+        self._pid = os.getpid()
+
+    def serve(self, records: Records) -> None:
+        """Run invocations, one after the other."""
+        self._line.send(READY)
+        while (body := self._line.receive()) is not None:
+            request_id, deadline, arn, event = decode(body)
+            records.request_id = request_id
+            reply = self._run(event, Invocation(request_id, None, deadline, arn))
+            if os.getpid() != self._pid:
+                os._exit(
+                    0
+                )  # a fork of the handler's came back from it: there is one invocation and one reply
+            with suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            if isinstance(reply, FunctionError):
+                self._line.send_error(ERROR, reply)
+            else:
+                self._line.send(RESULT, reply)
+
+    def _run(self, event: Any, invocation: Invocation) -> bytes | FunctionError:
+        try:
+            result = self._handler(event, LambdaContext(self._function, invocation))
+            return encode_result(self._awaited(result) if self._is_async else result)
+        except SystemExit:
+            raise  # ends the process, as it does in Lambda
+        except BaseException as error:
+            _print(failure := error_of(error, invocation.request_id), invocation.request_id)
+            return failure
+
+    def _awaited(self, coroutine: Any) -> Any:
+        if self._runner is None:
+            import asyncio
+
+            self._runner = asyncio.Runner()
+        return self._runner.run(coroutine)
+
+
+def _print(error: FunctionError, request_id: str) -> None:
+    # One line, as Lambda's client writes it where it has no telemetry descriptor.
+    text = "".join(
+        (
+            f"[ERROR] {error.error_type}: {error.error_message}\r",
+            "Traceback (most recent call last):\r" if error.stack_trace else "",
+            *(line.replace("\n", "\r") for line in error.stack_trace),
+            f"\tRequestId: {request_id}\n" if not error.stack_trace else "\n",
+        )
+    )
+    with suppress(Exception):
+        sys.stdout.write(text)
+
+
+def main(descriptor: int) -> None:
+    """Serve on `descriptor`; the environment says which handler and which function."""
+    line = Line(descriptor)
+    if isinstance(sys.stdout, __import__("io").TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    records = Records()
+    logging.getLogger().addHandler(records)
+    if level := os.environ.get("AWS_LAMBDA_LOG_LEVEL"):
+        logging.getLogger().setLevel(level)
+    try:
+        handler = load_handler(os.environ["_HANDLER"])
+    except FunctionInitError as error:
+        line.send_error(INIT_ERROR, FunctionError(error.error_type, str(error), error.stack_trace))
+        sys.exit(1)
+    PythonWorker(line, _identity(os.environ), handler).serve(records)
+
+
+def _identity(environ: Any) -> FunctionIdentity:
+    return FunctionIdentity(
+        name=environ["AWS_LAMBDA_FUNCTION_NAME"],
+        arn="",
+        memory_size=int(environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"]),
+        version=environ["AWS_LAMBDA_FUNCTION_VERSION"],
+        log_stream_name=environ["AWS_LAMBDA_LOG_STREAM_NAME"],
+    )
