@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import logging
+import os
+import resource
+import signal
 import socket
 import sys
 
@@ -73,3 +77,65 @@ async def hangs_async(event, context):
     finally:
         writer.close()
     return True
+
+
+def returns_bytes(event, context):
+    return event["text"].encode()
+
+
+def dies_of(event, context):
+    os.kill(os.getpid(), event["signal"])
+
+
+def leaves(event, context):
+    os._exit(event["code"])
+
+
+def pid(event, context):
+    return os.getpid()
+
+
+def prints(event, context):
+    print("to standard output")
+    print("to standard error", file=sys.stderr)
+    logging.getLogger("shop").warning("order %d is odd", 7)
+    os.system("echo from a child")
+
+
+def floods(event, context):
+    line = b"x" * 99 + b"\n"
+    for _ in range(event["lines"] // 100):
+        os.write(1, line * 100)
+
+
+def forks_and_waits(event, context):
+    """Leaves a child that would live for ever, and says which."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pause()
+    return child
+
+
+def forks_and_returns_twice(event, context):
+    return os.fork() != 0
+
+
+def ignores_sigterm(event, context):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return hangs(event, context)
+
+
+def describes_process(event, context):
+    return {
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "nice": os.nice(0),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "uid": os.getuid(),
+        "descriptors": sorted(map(int, os.listdir("/proc/self/fd"))),
+    }
+
+
+def takes_memory(event, context):
+    return len(bytearray(event["bytes"]))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import socket
 import sys
 import time
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,18 +21,18 @@ import pytest
 import poller
 from poller.model import FunctionError, Invocation, Refused, Reply, Returned
 from poller.runtimes import inline, process
+from poller.runtimes._output import LINES_PER_SECOND
 from poller.runtimes.context import FunctionIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from poller.ports import Runtime
 
 pytestmark = pytest.mark.anyio
 
 HERE = Path(__file__).parent
-#: Seconds; a cold start of the machine at its busiest takes less.
-INIT_TIMEOUT = 10.0
+init_timeout: ContextVar[float] = ContextVar("init_timeout", default=10.0)
 ARN = "arn:aws:lambda:eu-west-1:123456789012:function:orders"
 LIMIT = 6 * 1024 * 1024 + 100
 
@@ -52,13 +58,14 @@ def start_command(handler: str, *, concurrency: int = 2) -> Runtime:
 
 
 def a_setting(handler: str) -> process.Setting:
-    # The suite's small client imports poller; a worker of `python` must not need that.
+    # The suite's small client imports poller; a worker of `python` does not need that.
     environment = {"PYTHONPATH": str(Path(poller.__file__).parent.parent)}
-    return process.Setting(environment, "eu-west-1", f"python_functions:{handler}", HERE)
+    name = handler if ":" in handler else f"python_functions:{handler}"
+    return process.Setting(environment, "eu-west-1", name, HERE)
 
 
 def a_size(places: int) -> process.Size:
-    return process.Size(places, init_timeout=INIT_TIMEOUT, timeout=INIT_TIMEOUT)
+    return process.Size(places, init_timeout=init_timeout.get(), timeout=1)
 
 
 WORKERS: dict[str, Start] = {"python": start_python, "command": start_command}
@@ -242,4 +249,203 @@ async def test_the_next_invocation_runs_after_a_time_out(
             (await anyio.to_thread.run_sync(accept, line)).close()
 
     assert replies == [Returned(True)]
+    await runtime.aclose()
+
+
+async def test_bytes_that_are_not_json_are_a_text(start: Start) -> None:
+    assert await invoke_once(start, "returns_bytes", {"text": "not json"}) == Returned("not json")
+    assert await invoke_once(start, "returns_bytes", {"text": '{"a": [1, NaN]}'}) != Returned(None)
+
+
+# --- what only a process of its own can promise -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """No process and no descriptor more than before."""
+    before = children(), len(os.listdir("/proc/self/fd"))
+    yield
+    assert (children(), len(os.listdir("/proc/self/fd"))) == before
+
+
+def children() -> set[str]:
+    """The processes whose parent this one is, zombies included."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid():
+                found.add(entry.name)
+    return found
+
+
+def lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("handler", "event", "reason"),
+    [
+        ("dies_of", {"signal": signal.SIGKILL}, "Runtime exited with error: signal: killed"),
+        ("dies_of", {"signal": signal.SIGSEGV}, "Runtime exited with error: signal: segmentation fault"),
+        ("leaves", {"code": 0}, "Runtime exited without providing a reason"),
+        ("leaves", {"code": 3}, "Runtime exited with error: exit status 3"),
+    ],
+)
+async def test_a_worker_that_dies_fails_its_invocation_and_is_replaced(
+    start_worker: Start, nothing_is_left: None, handler: str, event: Any, reason: str
+) -> None:
+    runtime = start_worker(handler, concurrency=1)
+    for request_id in ("first", "second"):
+        reply = await runtime.invoke(an_invocation(event, request_id))
+        assert reply == FunctionError("Runtime.ExitError", f"RequestId: {request_id} Error: {reason}")
+    await runtime.aclose()
+
+
+async def test_a_worker_is_warm_from_one_invocation_to_the_next(start_worker: Start) -> None:
+    runtime = start_worker("pid")
+    first = await runtime.invoke(an_invocation())
+    assert first == await runtime.invoke(an_invocation())
+    await until(lambda: repr(runtime) == "<Pool orders: 1 idle, 0 waiting>")
+    await runtime.aclose()
+    assert isinstance(first, Returned)
+    assert not lives(first.payload)
+
+
+async def test_an_init_error_is_the_functions_error(start_worker: Start, nothing_is_left: None) -> None:
+    runtime = start_worker("broken_functions:handler")
+    reply = await runtime.ready("request-1")
+    assert isinstance(reply, FunctionError)
+    assert (reply.error_type, reply.error_message) == ("LookupError", "no table ORDERS")
+    assert 'raise LookupError("no table ORDERS")' in reply.stack_trace[-1]
+    assert await runtime.invoke(an_invocation()) == reply
+    await runtime.aclose()
+
+
+async def test_an_init_that_hangs_is_given_up_after_a_second_try(
+    start_worker: Start, nothing_is_left: None
+) -> None:
+    init_timeout.set(0.3)
+    runtime = start_worker("hanging_functions:handler")
+    with anyio.fail_after(10):
+        reply = await runtime.ready("request-1")
+    text = "RequestId: request-1 Error: Task timed out after 1.00 seconds"
+    assert reply == FunctionError("Sandbox.Timedout", text, timed_out=True)
+    await runtime.aclose()
+
+
+async def test_an_init_that_fails_once_is_tried_again(
+    start_worker: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_is_left: None
+) -> None:
+    plain = a_setting
+
+    def marked(handler: str) -> process.Setting:
+        setting = plain(handler)
+        return replace(setting, environment={**setting.environment, "MARK": str(tmp_path / "mark")})
+
+    monkeypatch.setitem(globals(), "a_setting", marked)
+    assert await invoke_once(start_worker, "second_time_functions:handler") == Returned("at last")
+
+
+async def test_a_cold_start_is_no_part_of_the_time_limit(start_worker: Start) -> None:
+    runtime = start_worker("pid")
+    runtime.open()
+    assert await runtime.ready("request-1") is None
+    assert repr(runtime) == "<Pool orders: 1 idle, 0 waiting>"
+    assert isinstance(await runtime.invoke(an_invocation()), Returned)
+    await runtime.aclose()
+
+
+async def test_a_caller_that_gives_up_leaves_a_start_to_who_comes_next(start_worker: Start) -> None:
+    runtime = start_worker("pid")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await runtime.ready("request-1")
+    assert await runtime.ready("request-2") is None
+    assert repr(runtime) == "<Pool orders: 1 idle, 0 waiting>"
+    await runtime.aclose()
+
+
+async def test_a_time_out_ends_the_worker_even_when_it_ignores_sigterm(
+    start_worker: Start, line: socket.socket, nothing_is_left: None
+) -> None:
+    runtime = start_worker("ignores_sigterm", concurrency=1)
+    (await run_into_timeout(runtime, line)).close()
+    await runtime.aclose()
+
+
+async def test_what_a_worker_forks_ends_with_it(start_worker: Start, nothing_is_left: None) -> None:
+    runtime = start_worker("forks_and_waits")
+    reply = await runtime.invoke(an_invocation())
+    assert isinstance(reply, Returned)
+    assert lives(reply.payload)
+    await runtime.aclose()
+    await until(lambda: not lives(reply.payload))
+
+
+async def test_a_handler_that_returns_twice_has_one_reply(start_worker: Start) -> None:
+    runtime = start_worker("forks_and_returns_twice", concurrency=1)
+    replies = [await runtime.invoke(an_invocation()) for _ in range(3)]
+    assert replies == [Returned(True)] * 3
+    await runtime.aclose()
+
+
+async def test_what_a_worker_prints_is_logged_with_its_request(
+    start_worker: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    runtime = start_worker("prints")
+    await runtime.invoke(an_invocation({}, "request-1"))
+    await runtime.invoke(an_invocation({}, "request-2"))
+    await runtime.aclose()
+
+    for request_id in ("request-1", "request-2"):
+        lines = [one.getMessage() for one in caplog.records if vars(one).get("request_id") == request_id]
+        for text in ("to standard output", "to standard error", "from a child"):
+            assert text in lines
+        assert any("order 7 is odd" in text for text in lines)
+    assert {vars(one)["function"] for one in caplog.records if "standard" in one.getMessage()} == {"orders"}
+
+
+async def test_a_flood_of_output_is_bounded_and_counted(
+    start_worker: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    runtime = start_worker("floods")
+    started = time.monotonic()
+    assert await runtime.invoke(an_invocation({"lines": 200_000})) == Returned(None)
+    await runtime.aclose()
+
+    logged = [one for one in caplog.records if one.getMessage().startswith("xxx")]
+    dropped = sum(vars(one).get("dropped", 0) for one in caplog.records)
+    allowed = LINES_PER_SECOND * (2 + time.monotonic() - started)
+    assert 0 < len(logged) <= allowed
+    # A line that is cut by the end of a read counts once or not at all.
+    assert abs(len(logged) + dropped - 200_000) < 2_000
+
+
+async def test_crashes_side_by_side_leave_nothing_behind(start_worker: Start, nothing_is_left: None) -> None:
+    runtime = start_worker("dies_of", concurrency=8)
+    replies: list[Reply] = []
+
+    async def invoke() -> None:
+        while len(replies) < 24:
+            replies.append(await runtime.invoke(an_invocation({"signal": signal.SIGSEGV})))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(invoke)
+    assert len(replies) >= 24
+    assert all(isinstance(one, FunctionError) for one in replies)
     await runtime.aclose()

@@ -1,0 +1,3 @@
+"""A function whose init code fails."""
+
+raise LookupError("no table ORDERS")

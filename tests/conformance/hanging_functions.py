@@ -1,0 +1,5 @@
+"""A function whose init code never ends."""
+
+import signal
+
+signal.pause()
