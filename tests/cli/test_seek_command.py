@@ -283,6 +283,7 @@ def test_no_state_file_is_made(here: Path):
     assert not (here / "poller.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nobody")
 def test_a_state_file_in_use_is_left_alone():
     async def go() -> Result:

@@ -325,7 +325,7 @@ COURSES = {
 }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(**COURSES)
 def test_the_laws_hold(settings_of_mapping, steps, behaviours, partial):
     run_trial(settings_of_mapping, steps, behaviours, partial)
