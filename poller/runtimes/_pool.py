@@ -169,7 +169,7 @@ class Pool:
         self.idle.append(worker)
         if self._waiting:
             self._wake()
-        elif self._idle_timer is None:
+        elif self._idle_timer is None and len(self.workers) > self.size.minimum_workers:
             self._look_at_idle()
 
     def init_failed(self, worker: Worker, failure: Callable[[str], FunctionError]) -> None:
@@ -196,8 +196,8 @@ class Pool:
         """A process is reaped: its place is free."""
         self.workers.discard(worker)
         self._second_try.discard(worker)
-        if worker in self.idle:
-            self.idle.remove(worker)
+        self.ending(worker)
+        if worker.exit_reason:
             _log.warning("an idle worker of %s ended: %s", self._function, worker.exit_reason)
         if not self.workers:
             self._emptied.set()

@@ -85,7 +85,7 @@ class Owner(Protocol):
         ...
 
     def ending(self, worker: Worker) -> None:
-        """It is ENDING."""
+        """It will not be IDLE again, whatever it still does."""
         ...
 
     def gone(self, worker: Worker) -> None:
@@ -108,6 +108,7 @@ class Worker:
         self.duration = 0.0
         """Seconds from the start of the present or last invocation to its reply; set when that has come."""
         self.exit_reason = ""
+        """How it ended, when it did so by itself and with nobody to tell it to."""
         self._loop = loop
         self._owner = owner
         self._init_timeout = init_timeout
@@ -179,9 +180,8 @@ class Worker:
     def hung_up(self) -> None:
         """The process has closed its end: most likely it exits, and how is worth a moment."""
         if self.state is State.IDLE:
-            self.end()
-        else:
-            self._loop.call_later(GRACE, self.end)
+            self._owner.ending(self)
+        self._loop.call_later(GRACE, self.end)
 
     # --- how it ends ----------------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class Worker:
         if self.state is not State.ENDING:
             self._link.drain()
         self._init_timer.cancel()
-        starting, ended_by_us = self.state is State.STARTING, self.state is State.ENDING
+        starting, idle = self.state is State.STARTING, self.state is State.IDLE
         self._leave(State.GONE)
         reason = exit_reason(code)
         if self.invocation is not None:
@@ -221,7 +221,7 @@ class Worker:
         self._link.close()
         if starting:
             self._fail(lambda request_id: _exit_error(request_id, reason))
-        self.exit_reason = "" if ended_by_us else reason
+        self.exit_reason = reason if idle else ""
         self._owner.gone(self)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-_CHUNK = 256 * 1024
+_CHUNK = 64 * 1024
 
 
 class Records(logging.Handler):

@@ -149,6 +149,11 @@ class ApiLink:
     def environment(self) -> Mapping[str, str]:
         return {"AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._port}"}
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections the client has now."""
+        return sum(connection.open for connection in self._connections)
+
     def started(self) -> None:
         """Nothing of the process's end is here."""
 

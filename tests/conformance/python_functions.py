@@ -139,3 +139,8 @@ def describes_process(event, context):
 
 def takes_memory(event, context):
     return len(bytearray(event["bytes"]))
+
+
+def forks_and_hangs(event, context):
+    os.fork()
+    signal.pause()

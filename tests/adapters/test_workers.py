@@ -1,0 +1,286 @@
+"""What worker processes may see and use, how many there are, and how they go. What all runtimes share is in conformance."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from poller.model import FunctionError, Invocation, Refused, Returned
+from poller.runtimes import process
+from poller.runtimes.context import FunctionIdentity
+from poller.runtimes.process import Limits, Setting, Size
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+pytestmark = pytest.mark.anyio
+
+FUNCTIONS = Path(__file__).parent.parent / "conformance"
+ARN = "arn:aws:lambda:eu-west-1:123456789012:function:orders"
+
+
+@pytest.fixture
+async def runtimes() -> AsyncIterator[list[process.ProcessRuntime]]:
+    started: list[process.ProcessRuntime] = []
+    yield started
+    for runtime in started:
+        await runtime.aclose()
+
+
+Make = "Callable[..., process.ProcessRuntime]"
+
+
+@pytest.fixture
+def make(runtimes: list[process.ProcessRuntime]) -> Make:
+    def make(handler: str, size: Size = Size(2), **setting: Any) -> process.ProcessRuntime:  # noqa: B008
+        values = {"environment": {}, "working_directory": FUNCTIONS, **setting}
+        runtime = process.python(
+            FunctionIdentity("orders", ARN, 256),
+            Setting(region="eu-west-1", handler=f"python_functions:{handler}", **values),
+            size,
+        )
+        runtimes.append(runtime)
+        return runtime
+
+    return make
+
+
+async def payload(runtime: process.ProcessRuntime, event: Any = None) -> Any:
+    with anyio.fail_after(20):
+        reply = await runtime.invoke(Invocation("request-1", event or {}, time.time() + 30, ARN))
+    assert isinstance(reply, Returned), reply
+    return reply.payload
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+# --- isolation ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_sees_nothing_of_the_daemons_environment(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    monkeypatch.setenv("DATABASE_PASSWORD", "hush")
+    seen = (await payload(make("describes_process", environment={"TABLE": "orders"})))["environment"]
+
+    assert "hush" not in seen.values()
+    assert set(seen) - {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"} == {
+        "PATH",
+        "LANG",
+        "TZ",
+        "TABLE",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_EC2_METADATA_DISABLED",
+        "AWS_EXECUTION_ENV",
+        "AWS_LAMBDA_FUNCTION_NAME",
+        "AWS_LAMBDA_FUNCTION_VERSION",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+        "AWS_LAMBDA_INITIALIZATION_TYPE",
+        "AWS_LAMBDA_LOG_GROUP_NAME",
+        "AWS_LAMBDA_LOG_STREAM_NAME",
+        "AWS_XRAY_CONTEXT_MISSING",
+        "LAMBDA_TASK_ROOT",
+        "LAMBDA_RUNTIME_DIR",
+        "_HANDLER",
+    }
+    assert seen["AWS_REGION"] == "eu-west-1"
+    assert seen["LAMBDA_TASK_ROOT"] == str(FUNCTIONS)
+
+
+async def test_credentials_are_passed_when_asked_for(make: Make) -> None:
+    daemon = {"AWS_SECRET_ACCESS_KEY": "hush", "AWS_PROFILE": "shop", "DATABASE_PASSWORD": "hush"}
+    credentials = process.daemon_credentials(daemon)
+    seen = (await payload(make("describes_process", credentials=credentials)))["environment"]
+
+    assert credentials == {"AWS_SECRET_ACCESS_KEY": "hush", "AWS_PROFILE": "shop"}
+    assert (seen["AWS_SECRET_ACCESS_KEY"], seen["AWS_PROFILE"]) == ("hush", "shop")
+    assert "AWS_EC2_METADATA_DISABLED" not in seen
+
+
+async def test_a_worker_has_no_descriptor_of_the_daemons(make: Make) -> None:
+    descriptors = (await payload(make("describes_process")))["descriptors"]
+    # Standard streams, its end of the socket pair, and the folder that is being listed.
+    assert len(descriptors) == 5
+
+
+async def test_limits_are_in_force_before_the_code_runs(make: Make) -> None:
+    seen = await payload(make("describes_process", limits=Limits(open_files=64, nice=3)))
+    assert (seen["open_files"], seen["nice"], seen["folder"]) == (64, os.nice(0) + 3, str(FUNCTIONS))
+
+
+async def test_memory_beyond_the_limit_is_an_error_of_the_function(make: Make) -> None:
+    runtime = make("takes_memory", limits=Limits(memory_limit=512))
+    assert await payload(runtime, {"bytes": 1_000_000}) == 1_000_000
+    reply = await runtime.invoke(Invocation("request-2", {"bytes": 1 << 30}, time.time() + 30, ARN))
+    assert isinstance(reply, FunctionError)
+    assert reply.error_type == "MemoryError"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run workers as another user")
+async def test_workers_run_as_the_user_that_is_asked_for(
+    runtimes: list[process.ProcessRuntime], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    # No interpreter of this machine need be readable to others.
+    setting = Setting({}, "eu-west-1", limits=Limits(user="nobody"), working_directory=Path("/"))
+    function = FunctionIdentity("orders", ARN, 256)
+    runtime = process.command(function, ["sh", "-c", "id -un; id -gn; exit 3"], setting, Size(1))
+    runtimes.append(runtime)
+
+    reply = await runtime.ready("request-1")
+    reason = "RequestId: request-1 Error: Runtime exited with error: exit status 3"
+    assert reply == FunctionError("Runtime.ExitError", reason)
+    assert "nobody" in caplog.messages
+    assert "root" not in caplog.messages
+
+
+async def test_a_worker_that_cannot_be_started_is_an_invalid_entrypoint(make: Make) -> None:
+    reply = await make("double", working_directory=Path("/no/such/folder")).ready("request-1")
+    assert isinstance(reply, FunctionError)
+    assert reply.error_type == "Runtime.InvalidEntrypoint"
+    assert "no worker can be started" in reply.error_message
+
+    reply = await make("double", limits=Limits(user="no-such-user")).ready("request-1")
+    assert isinstance(reply, FunctionError)
+    assert "there is no user no-such-user" in reply.error_message
+
+
+async def test_without_room_for_a_process_nothing_was_invoked(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any, **__: Any) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr("poller.runtimes._process.subprocess.Popen", no_room)
+    reply = await make("double").ready("request-1")
+    assert reply == Refused("no worker can be started: Resource temporarily unavailable")
+
+
+# --- how many, and for how long -----------------------------------------------------------------------------------------
+
+
+async def test_minimum_workers_are_warm_before_the_first_invocation(make: Make) -> None:
+    runtime = make("pid", Size(4, minimum_workers=2))
+    runtime.open()
+    await until(lambda: repr(runtime) == "<Pool orders: 2 idle, 0 waiting>")
+
+
+async def test_an_idle_worker_is_retired_down_to_the_minimum(make: Make) -> None:
+    none = make("pid", Size(1, idle_timeout=0.05))
+    assert await payload(none)
+    await until(lambda: repr(none) == "<Pool orders: empty, 0 waiting>")
+
+    one = make("pid", Size(2, minimum_workers=1, idle_timeout=0.05))
+    one.open()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(payload, one)
+        tasks.start_soon(payload, one)
+    await until(lambda: repr(one) == "<Pool orders: 1 idle, 0 waiting>")
+
+
+async def test_a_worker_is_replaced_after_its_last_invocation(make: Make) -> None:
+    runtime = make("pid", Size(1, maximum_invocations=2))
+    pids = [await payload(runtime) for _ in range(5)]
+    assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
+
+
+async def test_there_are_never_more_workers_than_places(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    runtime = make("pid", Size(2))
+    pids: set[int] = set()
+
+    async def invoke() -> None:
+        pids.add(await payload(runtime))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(invoke)
+    assert 1 <= len(pids) <= 2
+
+
+async def test_a_worker_that_dies_while_idle_is_not_used_again(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = make("pid", Size(1))
+    first = await payload(runtime)
+    os.kill(first, 9)
+    await until(lambda: repr(runtime) == "<Pool orders: empty, 0 waiting>")
+    assert await payload(runtime) != first
+    assert "an idle worker of orders ended: Runtime exited with error: signal: killed" in caplog.messages
+
+
+async def test_spares_that_do_not_start_are_tried_again_with_pauses(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("poller.runtimes._pool.SPARE_PAUSES", (0.01, 0.02))
+    runtime = make("no_such_handler", Size(1, minimum_workers=1))
+    runtime.open()
+    await until(lambda: sum("no worker starts" in one for one in caplog.messages) >= 2)
+    assert "Handler 'no_such_handler' missing on module 'python_functions'" in caplog.text
+
+
+async def test_a_closed_runtime_refuses(make: Make) -> None:
+    runtime = make("pid")
+    await runtime.aclose()
+    assert await runtime.ready("request-1") == Refused("the function is being closed")
+
+
+async def test_who_waits_for_a_start_is_refused_when_the_runtime_closes(make: Make) -> None:
+    runtime = make("pid")
+    replies: list[Any] = []
+
+    async def wait() -> None:
+        replies.append(await runtime.ready("request-1"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await until(lambda: "starting" in repr(runtime))
+        await runtime.aclose()
+    assert replies == [Refused("the function is being closed")]
+
+
+# --- reports ------------------------------------------------------------------------------------------------------------
+
+
+async def test_each_invocation_is_reported_and_the_first_one_with_its_cold_start(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "poller.function")
+    runtime = make("pid", Size(1))
+    await payload(runtime)
+    await payload(runtime)
+
+    cold, warm = (record for record in caplog.records if record.getMessage() == "REPORT")
+    assert (cold.levelno, warm.levelno) == (logging.INFO, logging.DEBUG)
+    assert vars(cold)["init_duration_ms"] > 0
+    assert not hasattr(warm, "init_duration_ms")
+    report = vars(warm)
+    assert (report["function"], report["request_id"], report["memory_size_mb"]) == (
+        "orders",
+        "request-1",
+        256,
+    )
+    assert 0 <= report["duration_ms"] <= report["billed_duration_ms"]
+    assert 5 < report["max_memory_used_mb"] < 500
+
+
+async def test_what_timed_out_is_reported_as_such(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    runtime = make("forks_and_hangs", Size(1))
+    assert await runtime.ready("request-1") is None
+    with anyio.move_on_after(0.05):
+        await runtime.invoke(Invocation("request-1", {}, time.time() + 30, ARN))
+    (report,) = (vars(record) for record in caplog.records if record.getMessage() == "REPORT")
+    assert report["status"] == "timeout"
+    assert report["duration_ms"] >= 50
