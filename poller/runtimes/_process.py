@@ -3,14 +3,18 @@
 It leads a session and so a process group of its own. The kernel tells of its end through a pidfd while it is still a
 zombie: only then is it certain that its number, and its group's, belong to nobody else, so the rest of the group is
 killed first and the process reaped after. What it left behind in other sessions is out of reach.
+
+It does not outlive the daemon either, however that ends: it inherits the reading end of a pipe whose writing end only the
+daemon has, and the kernel has been told to answer the end of that pipe with SIGKILL for the whole group.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,23 +76,20 @@ class Process:
         """Start it; raises OSError when that is not possible. `keep` are descriptors that it inherits."""
         self._loop = loop
         self._exited = exited
-        reading, writing = os.pipe()
-        try:
-            self._popen = _spawn(launch, writing, keep)
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        self.pid = self._popen.pid
         self._kill_timer: asyncio.TimerHandle | None = None
-        try:
+        with ExitStack() as theirs, ExitStack() as ours:
+            reading, writing = os.pipe()
+            ours.callback(os.close, reading)
+            theirs.callback(os.close, writing)
+            fuse, self._fuse = os.pipe()
+            ours.callback(os.close, self._fuse)
+            theirs.callback(os.close, fuse)
+            self._popen = _spawn(launch, writing, (*keep, fuse))
+            ours.callback(_end_now, self._popen)
+            self.pid = self._popen.pid
+            _arm(fuse, self.pid)
             self._watch = os.pidfd_open(self.pid)
-        except OSError:
-            os.close(reading)
-            os.killpg(self.pid, signal.SIGKILL)
-            self._popen.wait()
-            raise
+            ours.pop_all()
         self.output = Output(loop, reading, budget)
         loop.add_reader(self._watch, self._ended)
 
@@ -122,10 +123,22 @@ class Process:
         code = self._popen.wait()  # at once: it is a zombie
         self._loop.remove_reader(self._watch)
         os.close(self._watch)
+        os.close(self._fuse)
         self._watch = -1
         self.output.read()
         self._exited(code)
         self.output.close()
+
+
+def _arm(fuse: int, group: int) -> None:
+    fcntl.fcntl(fuse, fcntl.F_SETOWN, -group)
+    fcntl.fcntl(fuse, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fuse, fcntl.F_SETFL, fcntl.fcntl(fuse, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _end_now(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _spawn(launch: Launch, output: int, keep: Sequence[int]) -> subprocess.Popen[bytes]:

@@ -111,8 +111,8 @@ async def test_credentials_are_passed_when_asked_for(make: Make) -> None:
 
 async def test_a_worker_has_no_descriptor_of_the_daemons(make: Make) -> None:
     descriptors = (await payload(make("describes_process")))["descriptors"]
-    # Standard streams, its end of the socket pair, and the folder that is being listed.
-    assert len(descriptors) == 5
+    # Standard streams, its end of the socket pair, the fuse, and the folder that is being listed.
+    assert len(descriptors) == 6
 
 
 async def test_limits_are_in_force_before_the_code_runs(make: Make) -> None:

@@ -164,3 +164,54 @@ def test_the_schema_is_that_of_the_file() -> None:
     pattern = schema["$defs"]["Filter"]["properties"]["pattern"]
     assert [choice["type"] for choice in pattern["anyOf"]] == ["object", "string"]
     assert schema["$defs"]["Mapping"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ('runtime = "command"\ncommand = ["./none"]', "command: fork/exec {folder}/none: no such file"),
+        (
+            'runtime = "command"\ncommand = ["./plain"]',
+            "command: fork/exec {folder}/plain: it is not executable",
+        ),
+        (
+            'runtime = "command"\ncommand = ["none"]\nenvironment = { PATH = "/bin" }',
+            "command: fork/exec none: no such program in /bin",
+        ),
+        (
+            'runtime = "python"\nhandler = "none:handler"',
+            'handler = "none:handler": names a module that is neither in its working directory nor on Python\'s path',
+        ),
+        (
+            'runtime = "python"\nhandler = "json:loads"\nuser = "no-such-user"',
+            "user: there is no user no-such-user",
+        ),
+        (
+            'runtime = "python"\nhandler = "json:loads"\nworking_directory = "none"',
+            "working_directory: there is no folder none",
+        ),
+    ],
+)
+def test_what_keeps_a_worker_from_starting_is_found(
+    path: Path, monkeypatch: pytest.MonkeyPatch, keys: str, problem: str
+) -> None:
+    (path.parent / "plain").touch()
+    monkeypatch.chdir(path.parent)
+    result = check(path, VALID.replace('handler = "handlers.echo:handler"', keys))
+    assert result.exit_code == 2
+    assert result.stderr == f"{path}: functions.echo.{problem.format(folder=path.parent)}\n"
+
+
+def test_a_function_that_can_start_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    (path.parent / "lib").mkdir()
+    (path.parent / "lib" / "shop.py").touch()
+    (path.parent / "bootstrap").touch(0o755)
+    for keys in (
+        'runtime = "python"\nhandler = "shop:handler"\nenvironment = { PYTHONPATH = "lib" }',
+        'runtime = "python"\nhandler = "shop:handler"\nworking_directory = "lib"',
+        'runtime = "command"\ncommand = ["./bootstrap"]',
+        'runtime = "command"\ncommand = ["sh"]',
+    ):
+        result = check(path, VALID.replace('handler = "handlers.echo:handler"', keys))
+        assert (result.exit_code, result.stderr) == (0, "")

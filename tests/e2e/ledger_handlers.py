@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import random
+import signal
 import threading
 from typing import Any
 
@@ -49,3 +50,20 @@ def slow(event: dict[str, Any], context: Any) -> None:
 def poisoned(event: dict[str, Any], context: Any) -> None:
     """Fail whatever comes."""
     raise ValueError("poison")
+
+
+def record_with_pid(event: dict[str, Any], context: Any) -> None:
+    """Note every message, and in which process."""
+    write([f"{message['body']} {os.getpid()}" for message in event["Records"]])
+
+
+_runs = 0
+
+
+def segfaults_each_third(event: dict[str, Any], context: Any) -> None:
+    """Die of every third invocation in this process; note the others."""
+    global _runs
+    _runs += 1
+    if _runs % 3 == 0:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    write([message["body"] for message in event["Records"]])
