@@ -122,6 +122,28 @@ class Refused:
 Reply = Returned | FunctionError | Refused
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The worker processes of one function now, and what came of them since the function was loaded."""
+
+    starting: int = 0
+    idle: int = 0
+    busy: int = 0
+    ending: int = 0
+    started: int = 0
+    """Processes started so far: each is a cold start."""
+    crashed: int = 0
+    """Processes that ended by themselves."""
+    billed_seconds: float = 0.0
+    """Of all invocations, as Lambda counts them: each in whole milliseconds, cold starts included."""
+    init_seconds: float = 0.0
+    """Of all cold starts that succeeded."""
+    peak_memory: int = 0
+    """Bytes that one process has used at most, as far as it was looked at."""
+    dropped_lines: int = 0
+    """Lines printed beyond what may be logged."""
+
+
 # --- outcomes and decisions ---------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StateChanged,
         Trimmed,
         Trouble,
+        Workers,
     )
 
 #: The invocation that the current task or thread works for. Runtimes set it, logs read it.
@@ -125,6 +126,10 @@ class Runtime(Protocol):
         The caller enforces the time limit by cancelling: the runtime then makes sure that the code runs no further where
         it can, and counts what it cannot stop against its own limit.
         """
+        ...
+
+    def workers(self) -> Workers | None:
+        """The function's processes now; None for a runtime that has none."""
         ...
 
     async def aclose(self) -> None:

@@ -252,7 +252,9 @@ class Daemon:
             in_flight=self._places.taken,
             mappings=self._supervisor.status(),
             functions=tuple(
-                FunctionStatus(one.name, one.slots.taken, one.slots.total, one.slots.waiting)
+                FunctionStatus(
+                    one.name, one.slots.taken, one.slots.total, one.slots.waiting, one.runtime.workers()
+                )
                 for one in self._functions.values()
             ),
         )

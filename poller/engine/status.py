@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         StateChanged,
         Trimmed,
         Trouble,
+        Workers,
     )
 
 
@@ -109,6 +110,8 @@ class FunctionStatus:
     in_flight: int
     limit: int
     waiting: int
+    workers: Workers | None = None
+    """Its processes; None for a function that has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ class Budget:
         self._bytes: float = BYTES_PER_SECOND
         self._filled = clock()
         self._dropped = 0
+        self.dropped_lines = 0
+        """Since the start."""
         self._told = clock()
 
     def take(self, size: int) -> bool:
@@ -57,6 +59,7 @@ class Budget:
     def drop(self, lines: int) -> None:
         """Count lines that are not logged."""
         self._dropped += lines
+        self.dropped_lines += lines
         if self._clock() - self._told >= 1:
             self.tell()
 

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poller.model import FunctionError, Refused
+from poller.model import FunctionError, Refused, Workers
 from poller.runtimes._output import Budget
 from poller.runtimes._worker import State, Worker
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 INIT_TIMEOUT = 10.0
 #: Seconds after which a worker that has replied, and not come back, is no longer waited for.
 FINISH_TIMEOUT = 0.1
+#: Seconds between two looks at the memory of a worker, each of which costs as much as an invocation.
+LOOK_INTERVAL = 1.0
 MAX_STARTING = max(4, 2 * (os.cpu_count() or 1))
 #: Seconds between tries to start a warm spare; the first and the longest.
 SPARE_PAUSES = (1.0, 60.0)
@@ -80,6 +83,9 @@ class Pool:
         self.idle: list[Worker] = []
         self._waiting: deque[asyncio.Future[Callable[[str], FunctionError | Refused] | None]] = deque()
         self._second_try: set[Worker] = set()
+        self._started = self._crashed = 0
+        self._init_seconds = self.billed = 0.0
+        self.peak_memory = 0
         self._closed = False
         self._idle_timer: asyncio.TimerHandle | None = None
         self._spare_timer: asyncio.TimerHandle | None = None
@@ -151,6 +157,29 @@ class Pool:
             except TimeoutError:
                 _log.error("%d workers of %s cannot be killed", len(self.workers), self._function)
 
+    def account(self, worker: Worker) -> None:
+        """Count an invocation that has ended."""
+        self.billed += math.ceil(1000 * (worker.duration + (worker.init_duration or 0))) / 1000
+        now = self._loop.time()
+        if now - worker.looked_at >= LOOK_INTERVAL:
+            worker.looked_at = now
+            self.peak_memory = max(self.peak_memory, worker.process.peak_memory())
+
+    def count(self) -> Workers:
+        """What `/status` and the metrics show."""
+        return Workers(
+            starting=self._count(State.STARTING),
+            idle=self._count(State.IDLE),
+            busy=self._count(State.BUSY, State.FINISHING),
+            ending=self._count(State.ENDING),
+            started=self._started,
+            crashed=self._crashed,
+            billed_seconds=self.billed,
+            init_seconds=self._init_seconds,
+            peak_memory=self.peak_memory,
+            dropped_lines=self._budget.dropped_lines if hasattr(self, "_budget") else 0,
+        )
+
     # --- what the workers tell ------------------------------------------------------------------------------------------
 
     def freed(self, worker: Worker) -> None:
@@ -158,6 +187,7 @@ class Pool:
         if worker.runs == 0:
             self._second_try.discard(worker)
             self._spare_pause = SPARE_PAUSES[0]
+            self._init_seconds += worker.init_duration or 0
             _log.debug(
                 "a worker of %s is ready after %.0f ms", self._function, 1000 * (worker.init_duration or 0)
             )
@@ -196,6 +226,7 @@ class Pool:
         """A process is reaped: its place is free."""
         self.workers.discard(worker)
         self._second_try.discard(worker)
+        self._crashed += worker.crashed
         self.ending(worker)
         if worker.exit_reason:
             _log.warning("an idle worker of %s ended: %s", self._function, worker.exit_reason)
@@ -242,6 +273,7 @@ class Pool:
             self._cannot_start(error)
             return False
         self.workers.add(worker)
+        self._started += 1
         self._emptied.clear()
         if second:
             self._second_try.add(worker)

@@ -109,6 +109,10 @@ class Worker:
         """Seconds from the start of the present or last invocation to its reply; set when that has come."""
         self.exit_reason = ""
         """How it ended, when it did so by itself and with nobody to tell it to."""
+        self.crashed = False
+        """Whether it ended by itself."""
+        self.looked_at = 0.0
+        """Loop time at which its memory was last read."""
         self._loop = loop
         self._owner = owner
         self._init_timeout = init_timeout
@@ -213,6 +217,7 @@ class Worker:
         if self.state is not State.ENDING:
             self._link.drain()
         self._init_timer.cancel()
+        self.crashed = self.state is not State.ENDING
         starting, idle = self.state is State.STARTING, self.state is State.IDLE
         self._leave(State.GONE)
         reason = exit_reason(code)

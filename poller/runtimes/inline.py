@@ -70,6 +70,9 @@ class InlineRuntime:
             return Refused(f"{self._threads.abandoned} threads of timed-out invocations are still running")
         return reply
 
+    def workers(self) -> None:
+        """None: the code runs in the daemon."""
+
     async def aclose(self) -> None:
         """Let idle threads end. Threads of timed-out invocations are not waited for."""
         self._threads.close()

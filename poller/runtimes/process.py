@@ -22,7 +22,7 @@ from poller.runtimes.runtime_api import ApiLink
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from poller.model import FunctionError, Invocation, Refused, Reply
+    from poller.model import FunctionError, Invocation, Refused, Reply, Workers
     from poller.runtimes._worker import Link, Worker
     from poller.runtimes.context import FunctionIdentity
 
@@ -189,13 +189,18 @@ class ProcessRuntime:
             reply = await worker.run(invocation)
         except CancelledError:
             worker.end()
+            pool.account(worker)
             self._report(worker, invocation, "timeout")
             raise
         if worker.state is State.FINISHING:
             pool.finishing(worker)
+        pool.account(worker)
         if worker.init_duration is not None or _log.isEnabledFor(logging.DEBUG):
             self._report(worker, invocation)
         return reply
+
+    def workers(self) -> Workers:
+        return self._pool.count()
 
     async def aclose(self) -> None:
         await self._pool.aclose()

@@ -13,7 +13,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         StateChanged,
         Trimmed,
         Trouble,
+        Workers,
     )
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -107,6 +108,8 @@ class FunctionSnapshot(Protocol):
     def name(self) -> str: ...
     @property
     def in_flight(self) -> int: ...
+    @property
+    def workers(self) -> Workers | None: ...
 
 
 class Snapshot(Protocol):
@@ -293,7 +296,7 @@ class _Gauges(Collector):
 
     snapshot: Snapshot | None = None
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         if self.snapshot is None:
             return
         mappings, functions = self.snapshot.mappings, self.snapshot.functions
@@ -303,6 +306,7 @@ class _Gauges(Collector):
         for function in functions:
             running.add_metric([function.name], function.in_flight)
         yield running
+        yield from _workers(functions)
         for name, (text, read) in _MAPPING_GAUGES.items():
             family = GaugeMetricFamily(f"poller_{name}", text, labels=["mapping"])
             for mapping in mappings:
@@ -318,6 +322,39 @@ _MAPPING_GAUGES: dict[str, tuple[str, Callable[[MappingSnapshot], int]]] = {
     "buffered_bytes": ("Bytes of records held in memory.", lambda mapping: mapping.buffered_bytes),
     "receivers": ("Receives that run side by side.", lambda mapping: mapping.receivers),
 }
+
+
+_WORKER_COUNTERS: dict[str, tuple[str, Callable[[Workers], float]]] = {
+    "worker_starts": ("Worker processes started: cold starts.", lambda workers: workers.started),
+    "worker_crashes": ("Worker processes that ended by themselves.", lambda workers: workers.crashed),
+    "billed_duration_seconds": (
+        "Duration of the invocations in workers as Lambda would bill it, cold starts included.",
+        lambda workers: workers.billed_seconds,
+    ),
+    "init_duration_seconds": ("Duration of cold starts.", lambda workers: workers.init_seconds),
+    "dropped_log_lines": (
+        "Lines that workers printed beyond what may be logged.",
+        lambda workers: workers.dropped_lines,
+    ),
+}
+
+
+def _workers(functions: Iterable[FunctionSnapshot]) -> Iterator[Metric]:
+    known = [(function.name, function.workers) for function in functions if function.workers is not None]
+    states = GaugeMetricFamily("poller_workers", "Worker processes.", labels=["function", "state"])
+    memory = GaugeMetricFamily(
+        "poller_worker_memory_bytes_max", "The most that a worker process has used.", labels=["function"]
+    )
+    for name, workers in known:
+        for state in ("starting", "idle", "busy", "ending"):
+            states.add_metric([name, state], getattr(workers, state))
+        memory.add_metric([name], workers.peak_memory)
+    yield from (states, memory)
+    for counter, (text, read) in _WORKER_COUNTERS.items():
+        family = CounterMetricFamily(f"poller_{counter}", text, labels=["function"])
+        for name, workers in known:
+            family.add_metric([name], read(workers))
+        yield family
 
 
 def _families(label: str, texts: dict[str, str], registry: CollectorRegistry) -> dict[str, Counter]:

@@ -26,6 +26,7 @@ from poller.model import (
     Succeeded,
     Trimmed,
     Trouble,
+    Workers,
 )
 from poller.telemetry import metrics as module
 from poller.telemetry.metrics import Metrics
@@ -54,6 +55,7 @@ class Mapping:
 class Function:
     name: str = "f"
     in_flight: int = 2
+    workers: Workers | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,24 @@ def test_gauges_show_the_status_at_the_moment_of_the_scrape() -> None:
     assert value(metrics, "receivers", mapping="orders") == 5
     status = replace(status, functions=(Function(in_flight=7),))
     assert value(metrics, "concurrent_executions", function="f") == 7
+
+
+def test_the_workers_of_a_function_are_shown_and_of_one_without_none() -> None:
+    workers = Workers(
+        idle=3, busy=2, started=9, crashed=1, billed_seconds=1.5, init_seconds=0.5, peak_memory=64
+    )
+    metrics = Metrics(lambda: Status((), (Function(workers=workers), Function("inline"))))
+    states = {
+        s: value(metrics, "workers", function="f", state=s) for s in ("starting", "idle", "busy", "ending")
+    }
+    assert states == {"starting": 0, "idle": 3, "busy": 2, "ending": 0}
+    assert value(metrics, "worker_starts_total", function="f") == 9
+    assert value(metrics, "worker_crashes_total", function="f") == 1
+    assert value(metrics, "billed_duration_seconds_total", function="f") == 1.5
+    assert value(metrics, "init_duration_seconds_total", function="f") == 0.5
+    assert value(metrics, "worker_memory_bytes_max", function="f") == 64
+    assert value(metrics, "dropped_log_lines_total", function="f") == 0
+    assert value(metrics, "workers", function="inline", state="idle") is None
 
 
 def test_exactly_one_state_of_a_mapping_is_1() -> None:

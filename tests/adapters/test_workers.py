@@ -217,6 +217,7 @@ async def test_a_worker_that_dies_while_idle_is_not_used_again(
     os.kill(first, 9)
     await until(lambda: repr(runtime) == "<Pool orders: empty, 0 waiting>")
     assert await payload(runtime) != first
+    assert (runtime.workers().started, runtime.workers().crashed) == (2, 1)
     assert "an idle worker of orders ended: Runtime exited with error: signal: killed" in caplog.messages
 
 
@@ -265,6 +266,10 @@ async def test_each_invocation_is_reported_and_the_first_one_with_its_cold_start
     assert (cold.levelno, warm.levelno) == (logging.INFO, logging.DEBUG)
     assert vars(cold)["init_duration_ms"] > 0
     assert not hasattr(warm, "init_duration_ms")
+    workers = runtime.workers()
+    assert (workers.idle, workers.started, workers.crashed) == (1, 1, 0)
+    assert workers.billed_seconds > workers.init_seconds > 0
+    assert workers.peak_memory > 5 << 20
     report = vars(warm)
     assert (report["function"], report["request_id"], report["memory_size_mb"]) == (
         "orders",

@@ -374,6 +374,9 @@ class Function:
     def open(self) -> None:
         pass
 
+    def workers(self) -> None:
+        pass
+
     async def ready(self, request_id: str) -> FunctionError | Refused | None:
         return None
 
