@@ -34,6 +34,7 @@ cover: $(STAMP)  ## the tests, with branch coverage: core and engine 100 %
 
 bench: $(STAMP)  ## speed against its baselines, in one run; results go to tests/bench/results
 	$(BIN)/python -m tests.bench --save
+	$(BIN)/python -m tests.bench.invocations
 
 clean:
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -332,6 +332,7 @@ async def test_an_init_error_is_the_functions_error(start_worker: Start, nothing
     await runtime.aclose()
 
 
+@pytest.mark.slow
 async def test_an_init_that_hangs_is_given_up_after_a_second_try(
     start_worker: Start, nothing_is_left: None
 ) -> None:
@@ -376,6 +377,7 @@ async def test_a_caller_that_gives_up_leaves_a_start_to_who_comes_next(start_wor
     await runtime.aclose()
 
 
+@pytest.mark.slow
 async def test_a_time_out_ends_the_worker_even_when_it_ignores_sigterm(
     start_worker: Start, line: socket.socket, nothing_is_left: None
 ) -> None:
@@ -417,6 +419,7 @@ async def test_what_a_worker_prints_is_logged_with_its_request(
     assert {vars(one)["function"] for one in caplog.records if "standard" in one.getMessage()} == {"orders"}
 
 
+@pytest.mark.slow
 async def test_a_flood_of_output_is_bounded_and_counted(
     start_worker: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -434,6 +437,7 @@ async def test_a_flood_of_output_is_bounded_and_counted(
     assert abs(len(logged) + dropped - 200_000) < 2_000
 
 
+@pytest.mark.slow
 async def test_crashes_side_by_side_leave_nothing_behind(start_worker: Start, nothing_is_left: None) -> None:
     runtime = start_worker("dies_of", concurrency=8)
     replies: list[Reply] = []

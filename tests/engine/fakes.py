@@ -345,6 +345,8 @@ class Function:
         self, *replies: Reply | Exception, handler: Callable[[Call], Awaitable[Reply]] | None = None
     ) -> None:
         self.calls: list[Call] = []
+        self.cold_start = 0.0
+        self.unready: FunctionError | Refused | None = None
         self.in_flight: Counter[str] = Counter()
         self.running = 0
         self.peak = 0
@@ -378,7 +380,8 @@ class Function:
         pass
 
     async def ready(self, request_id: str) -> FunctionError | Refused | None:
-        return None
+        await anyio.sleep(self.cold_start)
+        return self.unready
 
     async def invoke(self, invocation: Invocation) -> Reply:
         records = invocation.event["Records"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from poller.engine.invoker import Call, FunctionPlan, Invoker
 from poller.engine.slots import Places, Slots
-from poller.model import Failed, FunctionError, Invoked, Returned, Succeeded
-from tests.engine.fakes import Function, Recorder, virtual, world
+from poller.model import Failed, FunctionError, Invoked, NotInvoked, Refused, Returned, Succeeded
+from tests.engine.fakes import EPOCH, Function, Recorder, virtual, world
 
 PLAN = FunctionPlan("ship", "arn:aws:lambda:eu-west-1:123456789012:function:ship", 3.0)
 TOO_LARGE = Failed(FunctionError("StateTooLarge", "the state is over 1 MB"))
@@ -34,3 +34,26 @@ async def test_an_unchanged_batch_keeps_its_request_id():
     await invoker.invoke(Call("clicks", "kinesis", False, event={"Records": []}, request_id="r-of-before"))
     await invoker.invoke(Call("clicks", "kinesis", False, event={"Records": []}))
     assert [call.invocation.request_id for call in function.calls] == ["r-of-before", "r-1"]
+
+
+@virtual
+async def test_a_cold_start_is_no_part_of_the_time_limit_nor_of_the_duration():
+    observer, function = Recorder(), Function()
+    function.cold_start = 8.0
+    invoker = Invoker(PLAN, function, Slots(Places(1), None), observer, world())
+    assert await invoker.invoke(Call("clicks", "kinesis", False, event={"Records": []})) == Succeeded()
+    (call,) = function.calls
+    assert call.invocation.deadline == EPOCH + 8 + PLAN.timeout
+    assert [fact.duration for fact in observer.of(Invoked)] == [0.0]
+
+
+@virtual
+async def test_a_function_that_does_not_start_has_failed_and_one_without_room_was_not_invoked():
+    function = Function()
+    invoker = Invoker(PLAN, function, Slots(Places(1), None), Recorder(), world())
+    call = Call("clicks", "kinesis", False, event={"Records": []})
+    function.unready = FunctionError("Runtime.ImportModuleError", "no module named orders")
+    assert await invoker.invoke(call) == Failed(function.unready)
+    function.unready = Refused("no room")
+    assert await invoker.invoke(call) == NotInvoked("no room")
+    assert function.calls == []

@@ -85,6 +85,7 @@ async def test_a_missing_module_of_node_is_an_init_error() -> None:
 
 
 @needs("java", "javac")
+@pytest.mark.slow
 async def test_java(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     source = HANDLERS / "java" / "Bootstrap.java"
     await anyio.run_process(["javac", "-d", str(tmp_path), str(source)])
@@ -92,6 +93,7 @@ async def test_java(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
 
 
 @needs("rustc", "cc")
+@pytest.mark.slow
 async def test_rust(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     source = HANDLERS / "rust" / "bootstrap.rs"
     built = await anyio.run_process(
