@@ -188,9 +188,13 @@ class ProcessRuntime:
         try:
             reply = await worker.run(invocation)
         except CancelledError:
-            worker.end()
-            pool.account(worker)
-            self._report(worker, invocation, "timeout")
+            # Else it had replied at the same moment, and may be at work for another by now.
+            if worker.invocation is invocation:
+                worker.end()
+                pool.account(worker)
+                self._report(worker, invocation, "timeout")
+            elif worker.state is State.FINISHING:
+                pool.finishing(worker)
             raise
         if worker.state is State.FINISHING:
             pool.finishing(worker)

@@ -289,3 +289,17 @@ async def test_what_timed_out_is_reported_as_such(make: Make, caplog: pytest.Log
     (report,) = (vars(record) for record in caplog.records if record.getMessage() == "REPORT")
     assert report["status"] == "timeout"
     assert report["duration_ms"] >= 50
+
+
+async def test_a_worker_that_replies_at_the_moment_of_the_time_out_lives_on(make: Make) -> None:
+    runtime = make("forks_and_hangs", Size(1))
+    assert await runtime.ready("request-1") is None
+    (worker,) = runtime._pool.workers
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runtime.invoke, Invocation("request-1", {}, time.time() + 30, ARN))
+            await until(lambda: runtime.workers().busy == 1)
+            worker.replied(Returned(1))
+            worker.asked()
+            tasks.cancel_scope.cancel()
+    assert runtime.workers().idle == 1

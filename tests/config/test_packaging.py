@@ -20,6 +20,7 @@ from poller.model import (
     Invoked,
     MappingState,
     Received,
+    Workers,
 )
 from poller.telemetry.metrics import Metrics
 
@@ -52,6 +53,7 @@ class Mapping:
 class Function:
     name: str = "f"
     in_flight: int = 0
+    workers: Workers = Workers()  # noqa: RUF009  it is frozen
 
 
 @dataclass(frozen=True)
