@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 0.5
+#: How often, `GRACE` apart, killed processes that were adopted are looked for before they are left.
+ADOPTED_LOOKS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,15 @@ class Process:
         self.output.read()
         self._exited(code)
         self.output.close()
+        self._adopted(ADOPTED_LOOKS)
+
+    def _adopted(self, looks: int) -> None:
+        # As process 1 of a container the daemon inherits what the process had started, and has to reap it.
+        with suppress(ChildProcessError):  # the usual case: nothing of that group is ours
+            while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                pass
+            if looks:
+                self._loop.call_later(GRACE, self._adopted, looks - 1)
 
 
 def _arm(fuse: int, group: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import time
@@ -166,6 +167,19 @@ async def test_without_room_for_a_process_nothing_was_invoked(
     monkeypatch.setattr("poller.runtimes._process.subprocess.Popen", no_room)
     reply = await make("double").ready("request-1")
     assert reply == Refused("no worker can be started: Resource temporarily unavailable")
+
+
+async def test_a_daemon_that_is_process_1_reaps_what_its_workers_had_started(make: Make) -> None:
+    libc = ctypes.CDLL(None)
+    pr_set_child_subreaper = 36
+    libc.prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+    try:
+        runtime = make("forks_and_waits")
+        child = await payload(runtime)
+        await runtime.aclose()
+        await until(lambda: not Path(f"/proc/{child}").exists())
+    finally:
+        libc.prctl(pr_set_child_subreaper, 0, 0, 0, 0)
 
 
 # --- how many, and for how long -----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Two workers and two callers, as the engine has them for a function of concurrenc
 records; the same handler over `python`, and over `command` with Lambda's own runtime client (awslambdaric). The two take
 turns, round by round, so that they share the minutes of a busy machine. What is given is the median of the rounds.
 
-Then latency at half the measured load: invocations begin on a timetable, whatever became of the ones before.
+Then latency at half the measured load: the callers invoke on a timetable, and what counts is how long each took.
 """
 
 from __future__ import annotations
@@ -95,20 +95,21 @@ async def throughput(runtime: ProcessRuntime, size: int, seconds: float) -> tupl
 
 
 async def latency(runtime: ProcessRuntime, size: int, rate: float, seconds: float) -> float:
-    """Milliseconds of the 99th percentile, from the moment an invocation was due."""
+    """Milliseconds of the 99th percentile, at `rate` invocations a second."""
     took: list[float] = []
-
-    async def call(due: float) -> None:
-        await runtime.invoke(invocation(size))
-        took.append(time.perf_counter() - due)
-
     started = time.perf_counter()
-    async with anyio.create_task_group() as tasks:
-        for number in range(int(rate * seconds)):
-            due = started + number / rate
-            if (pause := due - time.perf_counter()) > 0:
+
+    async def call(own: int) -> None:
+        for number in range(own, int(rate * seconds), CALLERS):
+            if (pause := started + number / rate - time.perf_counter()) > 0:
                 await anyio.sleep(pause)
-            tasks.start_soon(call, due)
+            begun = time.perf_counter()
+            await runtime.invoke(invocation(size))
+            took.append(time.perf_counter() - begun)
+
+    async with anyio.create_task_group() as tasks:
+        for own in range(CALLERS):
+            tasks.start_soon(call, own)
     return 1000 * quantiles(took, n=100)[98]
 
 
