@@ -13,6 +13,8 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from io import TextIOWrapper
+from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from poller.errors import FunctionInitError
@@ -71,8 +73,6 @@ class Line:
 
     def send_error(self, kind: bytes, error: FunctionError) -> None:
         """Write what went wrong."""
-        from json import dumps
-
         fields = (error.error_type, error.error_message, error.stack_trace)
         self.send(kind, dumps(fields).encode())
 
@@ -116,8 +116,8 @@ class PythonWorker:
         except SystemExit:
             raise  # ends the process, as it does in Lambda
         except BaseException as error:
-            _print(failure := error_of(error, invocation.request_id), invocation.request_id)
-            return failure
+            # Lambda's client prints it too. Here the daemon logs each failure, with its stack.
+            return error_of(error, invocation.request_id)
 
     def _awaited(self, coroutine: Any) -> Any:
         if self._runner is None:
@@ -127,24 +127,10 @@ class PythonWorker:
         return self._runner.run(coroutine)
 
 
-def _print(error: FunctionError, request_id: str) -> None:
-    # One line, as Lambda's client writes it where it has no telemetry descriptor.
-    text = "".join(
-        (
-            f"[ERROR] {error.error_type}: {error.error_message}\r",
-            "Traceback (most recent call last):\r" if error.stack_trace else "",
-            *(line.replace("\n", "\r") for line in error.stack_trace),
-            f"\tRequestId: {request_id}\n" if not error.stack_trace else "\n",
-        )
-    )
-    with suppress(Exception):
-        sys.stdout.write(text)
-
-
 def main(descriptor: int) -> None:
     """Serve on `descriptor`; the environment says which handler and which function."""
     line = Line(descriptor)
-    if isinstance(sys.stdout, __import__("io").TextIOWrapper):
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     records = Records()
     logging.getLogger().addHandler(records)
