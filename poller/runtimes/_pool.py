@@ -24,6 +24,7 @@ import logging
 import math
 import os
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,9 +122,9 @@ class Pool:
             try:
                 answer = await waiter
             except asyncio.CancelledError:
-                if waiter.cancelled():
+                with suppress(ValueError):  # whoever looked for a waiter may have thrown it away
                     self._waiting.remove(waiter)
-                else:
+                if not waiter.cancelled():
                     self._wake()  # it was woken for an idle worker, which the next may have
                 raise
             if answer is not None:
@@ -199,7 +200,7 @@ class Pool:
         self.idle.append(worker)
         if self._waiting:
             self._wake()
-        elif self._idle_timer is None and len(self.workers) > self.size.minimum_workers:
+        if self._idle_timer is None and len(self.workers) > self.size.minimum_workers:
             self._look_at_idle()
 
     def init_failed(self, worker: Worker, failure: Callable[[str], FunctionError]) -> None:
@@ -230,6 +231,7 @@ class Pool:
         self.ending(worker)
         if worker.exit_reason:
             _log.warning("an idle worker of %s ended: %s", self._function, worker.exit_reason)
+            self._later()  # a spare that starts and ends, and starts and ends, must not keep the machine busy
         if not self.workers:
             self._emptied.set()
         if not self._closed:

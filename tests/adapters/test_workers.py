@@ -265,6 +265,31 @@ async def test_who_waits_for_a_start_is_refused_when_the_runtime_closes(make: Ma
     assert replies == [Refused("the function is being closed")]
 
 
+async def test_giving_up_and_closing_at_the_same_moment_go_together(make: Make) -> None:
+    runtime = make("pid")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(runtime.ready, "request-1")
+        await until(lambda: "1 waiting" in repr(runtime))
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await runtime.aclose()
+    assert repr(runtime) == "<Pool orders: empty, 0 waiting>"
+
+
+async def test_a_spare_that_ends_by_itself_is_replaced_after_a_pause(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.runtimes._pool.SPARE_PAUSES", (0.05, 0.05))
+    runtime = make("pid", Size(1, minimum_workers=1))
+    runtime.open()
+    await until(lambda: runtime.workers().idle == 1)
+    (worker,) = runtime._pool.workers
+    os.kill(worker.process.pid, 9)
+    await until(lambda: repr(runtime) == "<Pool orders: empty, 0 waiting>")
+    await until(lambda: runtime.workers().idle == 1)
+    assert runtime.workers().started == 2
+
+
 # --- reports ------------------------------------------------------------------------------------------------------------
 
 
