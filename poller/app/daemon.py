@@ -55,7 +55,7 @@ class Daemon:
         self._load = load
         self._config = _accepted(load())
         self._places = Places(self._config.daemon.concurrency)
-        self._functions = functions.load(self._config, self._places, {})
+        self._functions = functions.load(self._config, self._places, {}, self._current_session)
         self._systemd = Systemd()
         self._board = Board()
         self._metrics = Metrics(self.status)
@@ -172,7 +172,7 @@ class Daemon:
             self._systemd.reloading()
             try:
                 config = _accepted(self._load())
-                loaded = functions.load(config, self._places, self._functions)
+                loaded = functions.load(config, self._places, self._functions, self._current_session)
             except ConfigError as error:
                 for problem in error.problems:
                     _log.error("reload refused, the old configuration keeps running: %s", problem)
@@ -232,6 +232,9 @@ class Daemon:
             if mapping.name == name:
                 return mapping
         raise KeyError(name)
+
+    def _current_session(self) -> AwsSession:
+        return self._session
 
     def _is_ready(self) -> tuple[bool, str]:
         if self._stopping:

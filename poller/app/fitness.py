@@ -1,16 +1,17 @@
-"""What can be wrong with a function and be seen without running it: its program, its module, its folder, its user."""
+"""What can be wrong with a function and be seen without running it: its program, module, folder, user, certificates."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import pwd
+import ssl
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poller.runtimes import process
+from poller.runtimes import http, process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,10 +26,23 @@ def all_problems(config: Config) -> tuple[str, ...]:
 
 
 def problems(name: str, function: Function) -> tuple[str, ...]:
-    """Return one line for each thing that keeps the workers of one function from being started."""
-    if function.runtime not in ("python", "command"):
+    """Return one line for each thing that keeps one function from being started."""
+    if function.runtime in ("python", "command"):
+        found = _of_worker(function)
+    elif function.ca_bundle is not None:
+        found = _of_ca_bundle(function.ca_bundle)
+    else:
         return ()
-    return tuple(f"functions.{name}.{line}" for line in _of_worker(function))
+    return tuple(f"functions.{name}.{line}" for line in found)
+
+
+def _of_ca_bundle(path: Path) -> Iterator[str]:
+    try:
+        http.tls_context(path)
+    except ssl.SSLError:
+        yield f"ca_bundle: {path} holds no certificates in PEM form"
+    except OSError as error:
+        yield f"ca_bundle: {path} cannot be read: {error.strerror}"
 
 
 def _of_worker(function: Function) -> Iterator[str]:

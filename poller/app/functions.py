@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poller.app import fitness
+from poller.config.remote import split_function_arn
 from poller.engine.slots import Slots
 from poller.errors import ConfigError, FunctionInitError
 from poller.runtimes import inline, process
 from poller.runtimes.context import FunctionIdentity
+from poller.runtimes.http import Endpoint, HttpRuntime
+from poller.runtimes.remote import LambdaRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from poller.aws.session import AwsSession
     from poller.config import Config, Function, Mapping
     from poller.engine.slots import Places
     from poller.ports import Runtime
@@ -30,10 +34,13 @@ class Loaded:
     slots: Slots
 
 
-def load(config: Config, places: Places, running: dict[str, Loaded]) -> dict[str, Loaded]:
+def load(
+    config: Config, places: Places, running: dict[str, Loaded], session: Callable[[], AwsSession]
+) -> dict[str, Loaded]:
     """Load the functions that the mappings of `config` name; those of `running` that did not change stay as they are.
 
-    Raises ConfigError with a line for each function that cannot be loaded; nothing is changed then but the environment.
+    `session` is asked for each invocation in AWS Lambda: a reload may replace it. Raises ConfigError with a line for each
+    function that cannot be loaded; nothing is changed then but the environment.
     """
     loaded: dict[str, Loaded] = {}
     problems: list[str] = []
@@ -51,7 +58,7 @@ def load(config: Config, places: Places, running: dict[str, Loaded]) -> dict[str
             # Inline code reads its variables where all of the process has them, and may do so while it is imported.
             os.environ.update(function.environment)
         try:
-            loaded[name] = _load(name, function, mapping, places)
+            loaded[name] = _load(name, function, mapping, places, session)
         except FunctionInitError as error:
             problems.append(f'functions.{name} (mapping "{mapping.name}"): {error.error_type}: {error}')
     if problems:
@@ -65,10 +72,23 @@ def start(loaded: Iterable[Loaded]) -> None:
         one.runtime.open()
 
 
-def _load(name: str, function: Function, mapping: Mapping, places: Places) -> Loaded:
+def _load(
+    name: str, function: Function, mapping: Mapping, places: Places, session: Callable[[], AwsSession]
+) -> Loaded:
     slots = Slots(places, function.reserved_concurrent_executions)
-    identity = FunctionIdentity(name=name, arn=arn(mapping), memory_size=function.memory_size)
-    return Loaded(name, function, _runtime(identity, function, mapping, max(1, slots.total)), slots)
+    identity = FunctionIdentity(name=name, arn=arn(mapping, function), memory_size=function.memory_size)
+    runtime = _elsewhere(function, session) or _runtime(identity, function, mapping, max(1, slots.total))
+    return Loaded(name, function, runtime, slots)
+
+
+def _elsewhere(function: Function, session: Callable[[], AwsSession]) -> Runtime | None:
+    if function.runtime == "lambda":
+        return LambdaRuntime(session)
+    if function.runtime == "http" and function.url is not None:
+        return HttpRuntime(
+            Endpoint(function.url, function.headers, function.ca_bundle, function.connect_timeout)
+        )
+    return None
 
 
 def _runtime(identity: FunctionIdentity, function: Function, mapping: Mapping, places: int) -> Runtime:
@@ -95,10 +115,18 @@ def _runtime(identity: FunctionIdentity, function: Function, mapping: Mapping, p
     return process.command(identity, function.command, setting, size)
 
 
-def arn(mapping: Mapping) -> str:
-    """The function's ARN as mapped: what the file says, or one in the account and region of the source."""
-    if mapping.function_name.startswith("arn:"):
-        return mapping.function_name
-    source = mapping.arn
-    qualifier = f":{mapping.qualifier}" if mapping.qualifier else ""
-    return f"arn:{source.partition}:lambda:{source.region}:{source.account}:function:{mapping.function}{qualifier}"
+def arn(mapping: Mapping, function: Function) -> str:
+    """The function's ARN as mapped: what the file says, or one in the account and region of the source.
+
+    A qualifier may stand in the mapping or in the function's own ARN.
+    """
+    if function.function_arn is not None:
+        named, qualifier = split_function_arn(function.function_arn)
+    elif mapping.function_name.startswith("arn:"):
+        named, qualifier = split_function_arn(mapping.function_name)
+    else:
+        source, qualifier = mapping.arn, None
+        account = mapping.function_account or source.account
+        named = f"arn:{source.partition}:lambda:{source.region}:{account}:function:{mapping.function}"
+    qualifier = mapping.qualifier or qualifier
+    return f"{named}:{qualifier}" if qualifier else named

@@ -63,7 +63,7 @@ def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundin
     @asynccontextmanager
     async def open_mapping() -> AsyncIterator[Runner]:
         invoker = Invoker(
-            FunctionPlan(function.name, functions.arn(mapping), function.config.timeout),
+            FunctionPlan(function.name, functions.arn(mapping, function.config), function.config.timeout),
             function.runtime,
             function.slots,
             around.observer,

@@ -14,7 +14,6 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from poller.app import functions
 from poller.config.arn import parse_arn
 from poller.core.batch import BatchLimits
 from poller.core.failure import Origin
@@ -143,7 +142,7 @@ async def open_stream(
     """The mapping opened on its stream, to be run; raises PollerError."""
     envelope = _envelope(mapping, config)
     source = await _source(mapping, config, envelope, around)
-    plan = _plan(mapping, envelope, around)
+    plan = _plan(mapping, envelope, around, invoker.function.arn)
     keeper = ShardKeeper(plan, source, await around.state.store(), invoker)
     async with keeper.opened():
         yield keeper
@@ -184,9 +183,10 @@ async def _consumer(mapping: Mapping, session: AwsSession) -> str:
     return await ensure_consumer(api, mapping.arn.stream, mapping.enhanced_fan_out or "")
 
 
-def _plan(mapping: Mapping, envelope: KinesisEnvelope | DynamoDbEnvelope, around: Shared) -> StreamPlan:
+def _plan(
+    mapping: Mapping, envelope: KinesisEnvelope | DynamoDbEnvelope, around: Shared, function_arn: str
+) -> StreamPlan:
     call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
-    function_arn = functions.arn(mapping)
     policy = StreamPolicy(
         mapping.maximum_retry_attempts,
         mapping.maximum_record_age_in_seconds,

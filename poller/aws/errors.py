@@ -210,6 +210,14 @@ def disconnected(error: AwsError) -> bool:
     )
 
 
+def unsent(error: AwsError) -> bool:
+    """Return whether there was no connection to send the request on."""
+    from aiohttp import ClientConnectorError, ClientHttpProxyError, ConnectionTimeoutError
+
+    cause = error.__cause__ and _root(error.__cause__)
+    return isinstance(cause, ClientConnectorError | ClientHttpProxyError | ConnectionTimeoutError)
+
+
 @cache
 def foreign() -> tuple[type[Exception], ...]:
     """Return the exceptions that `translate` is for; any other one is a bug and should stay what it is."""

@@ -37,6 +37,11 @@ HOT_CONNECTIONS = 2000
 #: An event stream occupies a connection for as long as it lasts: with enhanced fan-out, one for each shard and consumer of a
 #: region. The next one waits until its call has timed out.
 STREAMING_CONNECTIONS = 2000
+#: As many as the daemon can be told to have invocations: their own limits are what bounds them.
+INVOKING_CONNECTIONS = 100_000
+#: Seconds that a connection may be silent, and for Lambda: the longest time limit of a function, and some for the way.
+READ_TIMEOUT = 75.0
+INVOKING_READ_TIMEOUT = 960.0
 
 
 class AwsSession:
@@ -57,7 +62,7 @@ class AwsSession:
         self._clients: dict[_Key, Any] = {}
         self._cold: dict[_Key, SdkCalls] = {}
         self._hot: dict[_Key, HotApi] = {}
-        self._streaming: dict[_Key, SdkCalls] = {}
+        self._own: dict[_Key, SdkCalls] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,14 +116,25 @@ class AwsSession:
         The timeout is that of the call; the stream in its reply lasts as long as AWS keeps it up, raises what botocore and
         aiohttp raise, and occupies its connection until it is closed. Nothing is retried.
         """
-        key = (service, region)
-        async with self._opening:
-            if key not in self._streaming:
-                from poller.aws.sdk import SdkCalls
+        return await self._own_client((service, region), STREAMING_CONNECTIONS, READ_TIMEOUT)
 
-                client = await self._new_client(key, attempts=1, connections=STREAMING_CONNECTIONS)
-                self._streaming[key] = SdkCalls(service, client, self._credentials, self._observer)
-        calls = self._streaming[key]
+    async def invoking(self, region: str | None = None) -> Api:
+        """Return the calls of Lambda, for Invoke: its answer may take as long as a function may run.
+
+        The payload in its reply is a stream that raises what botocore and aiohttp raise, and occupies its connection until it
+        is closed. Nothing is retried, because the function may have run.
+        """
+        return await self._own_client(("lambda", region), INVOKING_CONNECTIONS, INVOKING_READ_TIMEOUT)
+
+    async def _own_client(self, key: _Key, connections: int, read_timeout: float) -> Api:
+        if key not in self._own:
+            async with self._opening:
+                if key not in self._own:
+                    from poller.aws.sdk import SdkCalls
+
+                    client = await self._new_client(key, 1, connections, read_timeout)
+                    self._own[key] = SdkCalls(key[0], client, self._credentials, self._observer)
+        calls = self._own[key]
 
         async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
             return await calls.call(operation, params, timeout=timeout)
@@ -161,7 +177,9 @@ class AwsSession:
             self._clients[key] = await self._new_client(key, COLD_ATTEMPTS, COLD_CONNECTIONS)
         return self._clients[key]
 
-    async def _new_client(self, key: _Key, attempts: int, connections: int) -> Any:
+    async def _new_client(
+        self, key: _Key, attempts: int, connections: int, read_timeout: float = READ_TIMEOUT
+    ) -> Any:
         from aiobotocore.config import AioConfig
 
         from poller.aws.sdk import refuse_cut_off_json
@@ -169,7 +187,7 @@ class AwsSession:
         service, region = key
         config = AioConfig(
             connect_timeout=10,
-            read_timeout=75,
+            read_timeout=read_timeout,
             max_pool_connections=connections,
             retries={"mode": "standard", "total_max_attempts": attempts},
             user_agent_extra=f"poller/{__version__}",

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from poller.config.environment import expand
 from poller.config.lines import Lines
 from poller.config.mapping import Mapping
-from poller.config.model import RUNTIMES, Aws, Config, Daemon, Function, check_function_name
+from poller.config.model import Aws, Config, Daemon, Function, check_function_name
 from poller.config.problems import Problems, translate, unknown_key
 from poller.config.rules import across
 from poller.config.section import Mistake, Section
@@ -97,7 +97,6 @@ class _Reading:
             self._problems.add(_bad_name(name))
             if function := self._section(Function, value, at):
                 valid[name] = function
-                self._problems.add(_unavailable(function, at))
         return valid
 
     def _mappings(self) -> dict[int, Mapping]:
@@ -179,12 +178,6 @@ def _bad_name(name: str) -> Iterator[Mistake]:
         check_function_name(name)
     except ValueError as error:
         yield Mistake(("functions", name), str(error))
-
-
-def _unavailable(function: Function, at: tuple[str, ...]) -> Iterator[Mistake]:
-    if function.runtime not in RUNTIMES:
-        runtimes = ", ".join(sorted(RUNTIMES))
-        yield Mistake((*at, "runtime"), f"is not available yet: this version has only {runtimes}")
 
 
 def _unimportable(functions: dict[str, Function], importable: Callable[[str], bool]) -> Iterator[Mistake]:

@@ -22,7 +22,7 @@ INVOCATIONS_PER_POLLER = 10
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONSUMER = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _FUNCTION = re.compile(
-    r"(?:arn:aws[a-z-]*:lambda:[a-z0-9-]+:\d{12}:function:|\d{12}:function:)?"
+    r"(?:arn:aws[a-z-]*:lambda:[a-z0-9-]+:\d{12}:function:|(?P<account>\d{12}):function:)?"
     r"(?P<name>[A-Za-z0-9_-]{1,64})(?::(?P<qualifier>\$LATEST|[A-Za-z0-9_-]{1,128}))?"
 )
 
@@ -316,6 +316,11 @@ class Mapping(Section):
     def qualifier(self) -> str | None:
         """The version or alias that `function_name` names, if any."""
         return self._function_part("qualifier")
+
+    @property
+    def function_account(self) -> str | None:
+        """The account that `function_name` names in front of the function, when it is no ARN."""
+        return self._function_part("account")
 
     def _function_part(self, part: str) -> str | None:
         found = _FUNCTION.fullmatch(self.function_name)

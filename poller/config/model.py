@@ -11,13 +11,12 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from poller.config.arn import check_role, parse_arn
 from poller.config.mapping import Mapping  # noqa: TC001  (pydantic reads annotations)
+from poller.config.remote import check_function_arn, check_headers, check_url
 from poller.config.section import Mistake, Mistakes, Seconds, Section, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The runtimes that this version can run; the others are known by name.
-RUNTIMES = frozenset({"inline", "python", "command"})
 #: The services that this version sends to when a batch is given up; the others are known by name.
 DESTINATIONS = frozenset({"sqs"})
 
@@ -67,6 +66,10 @@ OF_WORKERS = (
     "user",
     "pass_credentials",
 )
+#: Keys that mean something for an endpoint only.
+OF_HTTP = ("url", "headers", "ca_bundle", "connect_timeout")
+#: Keys of code that poller itself runs. What runs elsewhere brings its own.
+OF_CODE = ("handler", "environment", "memory_size")
 
 
 def _state(text: str) -> str:
@@ -179,7 +182,8 @@ class Function(Section):
     runtime: Literal["inline", "python", "command", "http", "lambda"] = Field(
         default="inline",
         description='What runs it. "inline" is Python in the daemon, "python" is Python in worker processes, "command" is'
-        " any program that speaks Lambda's Runtime API.",
+        ' any program that speaks Lambda\'s Runtime API, "http" is an endpoint that the event is posted to, "lambda" is a'
+        " function in AWS Lambda.",
     )
     handler: Annotated[str, AfterValidator(_handler)] | None = Field(
         default=None,
@@ -227,6 +231,27 @@ class Function(Section):
         default=False,
         description="Whether workers get the variables that lead to the daemon's own AWS credentials. Default false.",
     )
+    url: Annotated[str, AfterValidator(check_url)] | None = Field(
+        default=None, description="Where http posts the event to; http:// or https://. Required for it."
+    )
+    headers: Annotated[dict[str, str], AfterValidator(check_headers)] = Field(
+        default={},
+        description="Headers of every request of http, such as an Authorization from ${NAME}. Never logged.",
+    )
+    ca_bundle: Path | None = Field(
+        default=None,
+        description="File of the certificate authorities that http trusts. Default: the system's.",
+    )
+    connect_timeout: Seconds = Field(
+        default=5,
+        gt=0,
+        le=60,
+        description="Seconds that http has for a connection, name and TLS included; above 0, at most 60. Default 5.",
+    )
+    function_arn: Annotated[str, AfterValidator(check_function_arn)] | None = Field(
+        default=None,
+        description="What lambda invokes. Default: the function of this name, in the account and region of the source.",
+    )
     timeout: Whole = Field(
         default=3, ge=1, le=900, description="Seconds that one invocation may take, 1 to 900. Default 3."
     )
@@ -265,13 +290,25 @@ class Function(Section):
             yield Mistake(("command",), 'is required: a list such as ["./bootstrap"]')
         if self.runtime != "command" and self.command:
             yield Mistake(("command",), 'goes only with runtime = "command"')
-        if self.runtime in ("python", "command"):
-            if self.role_arn is not None:
-                yield Mistake(("role_arn",), "is not available yet for workers: use pass_credentials")
-            return
-        for key in OF_WORKERS:
-            if key in self.model_fields_set:
-                yield Mistake((key,), 'goes only with runtime = "python" or "command"')
+        if self.runtime == "http" and self.url is None:
+            yield Mistake(("url",), "is required: where the event is posted to")
+        if self.runtime in ("python", "command") and self.role_arn is not None:
+            yield Mistake(("role_arn",), "is not available yet for workers: use pass_credentials")
+        yield from self._strange_keys()
+
+    def _strange_keys(self) -> Iterator[Mistake]:
+        for keys, runtimes in (
+            (OF_WORKERS, ("python", "command")),
+            (OF_HTTP, ("http",)),
+            (("function_arn",), ("lambda",)),
+            (OF_CODE, ("inline", "python", "command")),
+        ):
+            if self.runtime not in runtimes:
+                named = " or ".join(f'"{one}"' for one in runtimes).replace(
+                    '" or "', '", "', len(runtimes) - 2
+                )
+                strange = (key for key in keys if key in self.model_fields_set)
+                yield from (Mistake((key,), f"goes only with runtime = {named}") for key in strange)
 
 
 def check_function_name(name: str) -> str:

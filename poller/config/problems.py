@@ -168,7 +168,7 @@ def _quoted(key: str) -> str:
 
 
 def _show(at: Path, value: Any) -> str:
-    if any(key == "environment" or _SECRET_KEY.search(str(key)) for key in at):
+    if any(key in ("environment", "headers") or _SECRET_KEY.search(str(key)) for key in at):
         return "***"
     if isinstance(value, dict):
         return "{…}"

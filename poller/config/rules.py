@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from poller.config.remote import split_function_arn
 from poller.config.section import Mistake
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def across(
     yield from _duplicates(mappings)
     yield from _shared_consumers(mappings)
     yield from _shared_environment(functions)
+    yield from _other_functions(functions, mappings)
 
 
 def _unknown_function(name: str, known: tuple[str, ...]) -> str:
@@ -193,3 +195,18 @@ def _shared_environment(functions: dict[str, Function]) -> Iterator[Mistake]:
             if functions[owner].environment[variable] != value:
                 wants = f"must be as in functions.{owner}: inline functions share one environment"
                 yield Mistake(("functions", name, "environment", variable), wants)
+
+
+def _other_functions(functions: dict[str, Function], mappings: dict[int, Mapping]) -> Iterator[Mistake]:
+    for index, mapping in mappings.items():
+        arn = functions[mapping.function].function_arn if mapping.function in functions else None
+        if arn is None:
+            continue
+        function, qualifier = split_function_arn(arn)
+        whole = mapping.function_name.startswith("arn:")
+        if whole and split_function_arn(mapping.function_name)[0] != function:
+            wants = f"must be as in functions.{mapping.function}.function_arn, or just {mapping.function}"
+            yield Mistake(("mappings", index, "function_name"), wants)
+        elif qualifier and mapping.qualifier and qualifier != mapping.qualifier:
+            wants = f"must name no other qualifier than functions.{mapping.function}.function_arn"
+            yield Mistake(("mappings", index, "function_name"), wants)

@@ -25,6 +25,7 @@ from poller.model import FunctionError, Returned
 from poller.runtimes._http import Request, RequestParser
 from poller.runtimes._json import decode, encode
 from poller.runtimes._python import MAX_RESPONSE_BYTES, too_large
+from poller.runtimes._reply import headers_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -223,12 +224,7 @@ class ApiLink:
         if invocation is None or parked is None or not parked.open:
             return
         self._delivered = True
-        headers = (
-            f"Lambda-Runtime-Aws-Request-Id: {invocation.request_id}\r\n"
-            f"Lambda-Runtime-Deadline-Ms: {int(invocation.deadline * 1000)}\r\n"
-            f"Lambda-Runtime-Invoked-Function-Arn: {invocation.function_arn}\r\n"
-            f"Lambda-Runtime-Trace-Id: {_trace(invocation)}\r\n"
-        )
+        headers = "".join(f"{name}: {value}\r\n" for name, value in headers_of(invocation).items())
         parked.answer(200, encode(invocation.event), headers)
 
     def _settle(
@@ -255,14 +251,6 @@ class ApiLink:
 
 def _error_body(error_type: str, message: str) -> bytes:
     return orjson.dumps({"errorMessage": message, "errorType": error_type})
-
-
-def _trace(invocation: Invocation) -> str:
-    # X-Ray's form, made of the request id, so that a trace can be found by it; not sampled.
-    digits = "".join(letter for letter in invocation.request_id if letter in "0123456789abcdef").ljust(
-        32, "0"
-    )
-    return f"Root=1-{digits[:8]}-{digits[8:32]};Parent={digits[:16]};Sampled=0"
 
 
 def _response(request: Request) -> Reply:

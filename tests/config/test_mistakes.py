@@ -29,10 +29,6 @@ from tests.config.writing import KINESIS, NOW, SQS, only_problem, problems, whol
             'runtime = "java"',
             'functions.f.runtime = "java": must be "inline", "python", "command", "http" or "lambda"',
         ),
-        (
-            'runtime = "http"',
-            'functions.f.runtime = "http": is not available yet: this version has only command, inline, python',
-        ),
         ('runtime = "command"', 'functions.f.command: is required: a list such as ["./bootstrap"]'),
         ('command = ["true"]', 'functions.f.command = ["true"]: goes only with runtime = "command"'),
         ("nice = 3", 'functions.f.nice = 3: goes only with runtime = "python" or "command"'),
@@ -213,8 +209,9 @@ def test_inline_functions_do_not_differ_about_a_variable() -> None:
 
 
 def test_a_function_of_another_runtime_has_an_environment_of_its_own() -> None:
-    top = "[functions.e]\nruntime = 'http'\nenvironment = { AB = 'one' }"
-    assert "not available yet" in only_problem(whole(top=top, function="environment = { AB = 'two' }"))
+    top = "[functions.e]\nruntime = 'command'\ncommand = ['e']\nenvironment = { AB = 'one' }"
+    text = whole(top=top, function="environment = { AB = 'two' }")
+    assert len(parse(text, where="f.toml", environ={}, now=NOW).functions) == 2
 
 
 @pytest.mark.parametrize("text", ["", "[functions]\n", "mappings = []"])

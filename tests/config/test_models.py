@@ -140,8 +140,8 @@ def test_a_handler_is_kept_as_module_colon_function(text: str) -> None:
 
 @pytest.mark.parametrize("runtime", ["command", "http", "lambda"])
 def test_only_python_runtimes_need_a_handler(runtime: str) -> None:
-    function = {"runtime": runtime, "command": ["./bootstrap"] if runtime == "command" else []}
-    assert Function.model_validate(function).handler is None
+    needed = {"command": {"command": ["./bootstrap"]}, "http": {"url": "http://a"}, "lambda": {}}[runtime]
+    assert Function.model_validate({"runtime": runtime, **needed}).handler is None
 
 
 @pytest.mark.parametrize(("section", "keys"), [(Aws, {}), (Function, {"handler": "m:f"})])

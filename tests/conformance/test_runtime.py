@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,10 +20,17 @@ import anyio.to_thread
 import pytest
 
 import poller
+from poller.aws.session import AwsSession
+from poller.config import Aws
 from poller.model import FunctionError, Invocation, Refused, Reply, Returned
 from poller.runtimes import inline, process
 from poller.runtimes._output import LINES_PER_SECOND
 from poller.runtimes.context import FunctionIdentity
+from poller.runtimes.http import Endpoint, HttpRuntime
+from poller.runtimes.remote import LambdaRuntime
+from tests.conformance.function_server import serving
+from tests.conftest import FAKE_AWS
+from tests.scripted_session import LOADER, Facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,6 +65,21 @@ def start_command(handler: str, *, concurrency: int = 2) -> Runtime:
     return process.command(function, command, a_setting(handler), a_size(concurrency))
 
 
+def start_http(url: str, handler: str, *, concurrency: int = 2) -> Runtime:
+    return HttpRuntime(Endpoint(f"{url}/python_functions:{handler}"))
+
+
+def start_lambda(url: str, handler: str, *, concurrency: int = 2) -> Runtime:
+    session = AwsSession(Aws(endpoint_url=f"{url}/python_functions:{handler}"), Facts())
+
+    class WithSession(LambdaRuntime):
+        async def aclose(self) -> None:
+            await super().aclose()
+            await session.__aexit__(None, None, None)
+
+    return WithSession(lambda: session)
+
+
 def a_setting(handler: str) -> process.Setting:
     # The suite's small client imports poller; a worker of `python` does not need that.
     environment = {"PYTHONPATH": str(Path(poller.__file__).parent.parent)}
@@ -69,13 +92,32 @@ def a_size(places: int) -> process.Size:
 
 
 WORKERS: dict[str, Start] = {"python": start_python, "command": start_command}
+#: These are given the address of a server that runs the handlers.
+ELSEWHERE: dict[str, Callable[..., Runtime]] = {"http": start_http, "lambda": start_lambda}
 RUNTIMES: dict[str, Start] = {"inline": start_inline, **WORKERS}
 
 
-@pytest.fixture(params=RUNTIMES)
+@pytest.fixture(params=[*RUNTIMES, *ELSEWHERE])
 def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.syspath_prepend(HERE)
-    return RUNTIMES[request.param]
+    if request.param in RUNTIMES:
+        return RUNTIMES[request.param]
+    monkeypatch.setattr("botocore.session.create_loader", LOADER)
+    for name, value in FAKE_AWS.items():
+        monkeypatch.setenv(name, value)
+    return partial(ELSEWHERE[request.param], request.getfixturevalue("function_server"))
+
+
+def but_not(name: str) -> pytest.MarkDecorator:
+    """Run over all runtimes except one, for which the promise is another one."""
+    others = [one for one in (*RUNTIMES, *ELSEWHERE) if one != name]
+    return pytest.mark.parametrize("start", others, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def function_server() -> Iterator[str]:
+    with serving() as url:
+        yield url
 
 
 @pytest.fixture(params=WORKERS)
@@ -140,6 +182,7 @@ async def test_an_exception_is_a_reply_with_the_stack_of_the_handler_only(start:
     assert f"in {handler}\n    raise LookupError" in reply.stack_trace[0]
 
 
+@but_not("lambda")  # which numbers its invocations itself
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
@@ -173,6 +216,7 @@ async def test_a_reply_may_have_six_megabytes_and_no_more(start: Start) -> None:
     assert too_large == FunctionError("Function.ResponseSizeTooLarge", text)
 
 
+@but_not("lambda")
 async def test_the_context_has_lambdas_members_and_types(start: Start) -> None:
     reply = await invoke_once(start, "describes_context")
 
@@ -252,6 +296,7 @@ async def test_the_next_invocation_runs_after_a_time_out(
     await runtime.aclose()
 
 
+@but_not("http")  # where they are most likely a page of something in between
 async def test_bytes_that_are_not_json_are_a_text(start: Start) -> None:
     assert await invoke_once(start, "returns_bytes", {"text": "not json"}) == Returned("not json")
     assert await invoke_once(start, "returns_bytes", {"text": '{"a": [1, NaN]}'}) != Returned(None)

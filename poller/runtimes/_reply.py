@@ -1,0 +1,66 @@
+"""What the runtimes that call over a network share: an invocation's headers, and Lambda's error object in a reply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from poller.model import FunctionError
+from poller.runtimes._json import decode
+
+if TYPE_CHECKING:
+    from poller.model import Invocation
+
+#: Lambda answers 200 even when the function failed; this header then says so.
+FUNCTION_ERROR = "X-Amz-Function-Error"
+#: What a function that ran into its own time limit ended with; the second one is Lambda's older form, without a type.
+_TIMED_OUT = ("Sandbox.Timedout", "Task timed out after ")
+
+
+def headers_of(invocation: Invocation) -> dict[str, str]:
+    """Return the headers of Lambda's Runtime API (spec 9.1) that describe an invocation."""
+    return {
+        "Lambda-Runtime-Aws-Request-Id": invocation.request_id,
+        "Lambda-Runtime-Deadline-Ms": str(int(invocation.deadline * 1000)),
+        "Lambda-Runtime-Invoked-Function-Arn": invocation.function_arn,
+        "Lambda-Runtime-Trace-Id": trace_id(invocation.request_id),
+    }
+
+
+def trace_id(request_id: str) -> str:
+    """Return an id of X-Ray's form, made of the request id, so that a trace can be found by it; not sampled."""
+    digits = "".join(letter for letter in request_id if letter in "0123456789abcdef").ljust(32, "0")
+    return f"Root=1-{digits[:8]}-{digits[8:32]};Parent={digits[:16]};Sampled=0"
+
+
+def value_of(body: bytes) -> Any:
+    """Return the JSON value of a body, None for an empty one; raises ValueError."""
+    if not body:
+        return None
+    try:
+        return decode(body)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def is_error_object(said: object) -> bool:
+    """Tell whether a value is how Lambda's runtimes write an error (spec 8.3)."""
+    return (
+        isinstance(said, dict)
+        and isinstance(said.get("errorType"), str)
+        and isinstance(said.get("errorMessage"), str)
+    )
+
+
+def error_of(body: bytes, otherwise: str) -> FunctionError:
+    """Return the error that a body holds, of the type `otherwise` where it names none. Any JSON may come, or none."""
+    try:
+        said = value_of(body)
+    except ValueError:
+        said = body.decode(errors="replace")
+    fields = said if isinstance(said, dict) else {}
+    kind = str(fields.get("errorType") or otherwise)
+    message = str(fields.get("errorMessage", "" if said is None or fields else said))
+    trace = fields.get("stackTrace") or fields.get("trace") or ()
+    lines = tuple(map(str, trace)) if isinstance(trace, list) else ()
+    timed_out = kind == _TIMED_OUT[0] or ("errorType" not in fields and _TIMED_OUT[1] in message)
+    return FunctionError(kind, message, lines, timed_out=timed_out)
