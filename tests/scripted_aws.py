@@ -211,7 +211,7 @@ class ScriptedAws:
         headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         method, url, _ = head[0].split(" ")
-        operation, params = operation_of(headers, body)
+        operation, params = operation_of(headers, body, url)
         self.requests.append(Request(operation, params, headers, url, self._now(), connection))
         refusal = self._check_signature(method, url, headers, body)
         step = refusal or self._step(operation)

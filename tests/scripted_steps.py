@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import time
 from calendar import timegm
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -150,7 +151,16 @@ class Queue:
         return next((m for m in self.messages.values() if receipt in m.receipts), None)
 
 
-def operation_of(headers: dict[str, str], body: bytes) -> tuple[str, dict[str, Any]]:
+_INVOKE = re.compile(r"/2015-03-31/functions/([^/]+)/invocations(?:\?Qualifier=(.+))?")
+
+
+def operation_of(headers: dict[str, str], body: bytes, url: str) -> tuple[str, dict[str, Any]]:
+    if found := _INVOKE.fullmatch(url):
+        return "Invoke", {
+            "FunctionName": unquote(found[1]),
+            "Qualifier": unquote(found[2] or ""),
+            "Payload": body,
+        }
     if "x-amz-target" in headers:
         return headers["x-amz-target"].rsplit(".", 1)[-1], json.loads(body)
     form = dict(parse_qsl(body.decode()))
@@ -185,7 +195,7 @@ def amz_time(date: str) -> float:
 def canonical(method: str, url: str, headers: dict[str, str], signed: str, body: bytes) -> str:
     named = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in signed.split(";"))
     path = quote(urlsplit(url).path or "/", safe="/~-._")
-    return f"{method}\n{path}\n\n{named}\n{signed}\n{hashlib.sha256(body).hexdigest()}"
+    return f"{method}\n{path}\n{urlsplit(url).query}\n{named}\n{signed}\n{hashlib.sha256(body).hexdigest()}"
 
 
 def signature(secret: str, scope: list[str], date: str, canonical: str) -> str:

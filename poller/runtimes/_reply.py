@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 from poller.model import FunctionError
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 #: Lambda answers 200 even when the function failed; this header then says so.
 FUNCTION_ERROR = "X-Amz-Function-Error"
+_PLAIN_BODY = 2**20
 #: What a function that ran into its own time limit ended with; the second one is Lambda's older form, without a type.
 _TIMED_OUT = ("Sandbox.Timedout", "Task timed out after ")
 
@@ -24,6 +26,11 @@ def headers_of(invocation: Invocation) -> dict[str, str]:
         "Lambda-Runtime-Invoked-Function-Arn": invocation.function_arn,
         "Lambda-Runtime-Trace-Id": trace_id(invocation.request_id),
     }
+
+
+def as_body(data: bytes) -> bytes | io.BytesIO:
+    """Return what aiohttp takes for a body: it wants a large one as a file, to write it piece by piece."""
+    return data if len(data) <= _PLAIN_BODY else io.BytesIO(data)
 
 
 def trace_id(request_id: str) -> str:

@@ -22,7 +22,6 @@ a POST becomes a GET on the way, and headers with secrets end up elsewhere.
 
 from __future__ import annotations
 
-import io
 import os
 import ssl
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from poller.core.quoting import quote
 from poller.model import FunctionError, Refused, Returned
 from poller.runtimes._json import encode
 from poller.runtimes._python import MAX_RESPONSE_BYTES, too_large
-from poller.runtimes._reply import FUNCTION_ERROR, error_of, headers_of, is_error_object, value_of
+from poller.runtimes._reply import FUNCTION_ERROR, as_body, error_of, headers_of, is_error_object, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 #: Seconds that a connection is kept for the next invocation: less than servers do (Node and uvicorn close after 5), so that
 #: no event is posted into a connection that is being closed.
 KEEP_ALIVE = 4.0
-#: Bytes of a body that are handed over at once; aiohttp wants larger ones as a file.
-_PLAIN_BODY = 2**20
 #: A gate's answers: what stands behind it has not seen the request.
 _GATES = frozenset({401, 403, 404, 405, 407})
 
@@ -58,7 +55,7 @@ _GATES = frozenset({401, 403, 404, 405, 407})
 class Endpoint:
     """Where a function is, and how it is reached. Headers may hold secrets, so neither they nor the path is ever shown."""
 
-    url: str
+    url: str = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     ca_bundle: Path | None = None
     connect_timeout: float = 5.0
@@ -92,8 +89,7 @@ class HttpRuntime:
         """Post one event; see `poller.ports.Runtime`. Cancelling closes the connection, which is all that can be done."""
         import aiohttp
 
-        body = encode(invocation.event)
-        data = body if len(body) <= _PLAIN_BODY else io.BytesIO(body)
+        data = as_body(encode(invocation.event))
         try:
             async with self._http().post(
                 self._endpoint.url, data=data, headers=headers_of(invocation), allow_redirects=False
@@ -106,6 +102,9 @@ class HttpRuntime:
         if said is None:
             return too_large()
         return self._reply(answer.status, answer.headers, said)
+
+    def workers(self) -> None:
+        """None: what runs the function is not ours."""
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -222,4 +221,6 @@ def _said(error: BaseException) -> str:
     failed = below if isinstance(below, OSError) else error
     if not isinstance(failed, OSError):
         return type(failed).__name__
-    return os.strerror(failed.errno) if (failed.errno or 0) > 0 else failed.strerror or type(failed).__name__
+    if failed.errno is not None and failed.errno > 0:  # getaddrinfo's are below
+        return os.strerror(failed.errno)
+    return failed.strerror or type(failed).__name__

@@ -18,7 +18,7 @@ from poller.errors import AwsError, BadReply, Unreachable
 from poller.model import FunctionError, Refused, Returned
 from poller.runtimes._json import encode
 from poller.runtimes._python import MAX_RESPONSE_BYTES, too_large
-from poller.runtimes._reply import error_of, value_of
+from poller.runtimes._reply import as_body, error_of, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,12 +73,19 @@ class LambdaRuntime:
         ):  # a custom runtime may say anything: a text, which no source takes for a batch response
             return Returned(body.decode(errors="replace"))
 
+    def workers(self) -> None:
+        """None: what runs the function is Lambda's."""
+
     async def aclose(self) -> None:
         """The connections belong to the session."""
 
     async def _call(self, function_arn: str, payload: bytes) -> dict[str, Any]:
         function, qualifier = split_function_arn(function_arn)
-        params = {"FunctionName": function, "InvocationType": "RequestResponse", "Payload": payload}
+        params: dict[str, Any] = {
+            "FunctionName": function,
+            "InvocationType": "RequestResponse",
+            "Payload": as_body(payload),
+        }
         if qualifier is not None:
             params["Qualifier"] = qualifier
         api = await self._session().invoking(parse_arn(function).region)
