@@ -21,4 +21,7 @@ def decode(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except ValueError:
-        return json.loads(body)
+        try:
+            return json.loads(body)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error

@@ -25,7 +25,7 @@ from poller.model import FunctionError, Returned
 from poller.runtimes._http import Request, RequestParser
 from poller.runtimes._json import decode, encode
 from poller.runtimes._python import MAX_RESPONSE_BYTES, too_large
-from poller.runtimes._reply import headers_of
+from poller.runtimes._reply import error_of, headers_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -275,10 +275,5 @@ def _value(body: bytes) -> Any:
 
 
 def _failure(request: Request) -> FunctionError:
-    said = _value(bytes(request.body))
-    fields = said if isinstance(said, dict) else {}
-    kind = fields.get("errorType") or request.headers.get("lambda-runtime-function-error-type")
-    message = fields.get("errorMessage", "" if fields or said is None else said)
-    trace = fields.get("stackTrace") or fields.get("trace") or ()
-    lines = trace if isinstance(trace, list) else ()
-    return FunctionError(str(kind or "Runtime.Unknown"), str(message), tuple(map(str, lines)))
+    otherwise = request.headers.get("lambda-runtime-function-error-type") or "Runtime.Unknown"
+    return error_of(bytes(request.body), otherwise)
