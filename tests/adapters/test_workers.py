@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -342,3 +343,56 @@ async def test_a_worker_that_replies_at_the_moment_of_the_time_out_lives_on(make
             worker.asked()
             tasks.cancel_scope.cancel()
     assert runtime.workers().idle == 1
+
+
+# --- handlers that break things -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["x" * 100, "\x02\0\0\0r{]", "\0\0\0\0?", "\xff" * 3, "\x04\0\0\0enull"],
+    ids=["a length", "no JSON", "a kind", "half a head", "no error"],
+)
+async def test_a_handler_that_writes_to_the_runtimes_line_harms_its_worker_only(
+    make: Make, garbage: str
+) -> None:
+    runtime = make("breaks_the_line", Size(1))
+    with anyio.fail_after(10):
+        reply = await runtime.invoke(Invocation("request-1", {"garbage": garbage}, time.time() + 30, ARN))
+        assert isinstance(reply, FunctionError), reply
+        assert reply.error_type == "Runtime.ExitError"
+        await until(lambda: not runtime._pool.workers)
+        assert isinstance(await runtime.invoke(Invocation("2", {"garbage": ""}, 0.0, ARN)), Returned)
+
+
+async def test_a_worker_that_closes_the_runtimes_line_and_stays_is_ended(make: Make) -> None:
+    with anyio.fail_after(10):
+        reply = await make("closes_everything", Size(1)).invoke(Invocation("request-1", {}, 0.0, ARN))
+    reason = "RequestId: request-1 Error: Runtime exited with error: signal: terminated"
+    assert reply == FunctionError("Runtime.ExitError", reason)
+
+
+async def test_a_program_that_replies_and_asks_for_no_more_is_replaced(
+    runtimes: list[process.ProcessRuntime], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "once.py").write_text(ONCE)
+    setting = Setting({}, "eu-west-1", working_directory=tmp_path)
+    function = FunctionIdentity("orders", ARN, 256)
+    runtime = process.command(function, [sys.executable, "once.py"], setting, Size(1, timeout=0.1))
+    runtimes.append(runtime)
+    first, second = await payload(runtime), await payload(runtime)
+    assert first != second
+    assert "a worker of orders replied and asked for no more work: it is replaced" in caplog.messages
+
+
+ONCE = """
+import http.client, os, signal
+api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+api.request("GET", "/2018-06-01/runtime/invocation/next")
+answer = api.getresponse()
+answer.read()
+path = f"/2018-06-01/runtime/invocation/{answer.headers['Lambda-Runtime-Aws-Request-Id']}/response"
+api.request("POST", path, str(os.getpid()).encode())
+api.getresponse().read()
+signal.pause()
+"""

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 
 def double(event, context):
@@ -143,4 +144,21 @@ def takes_memory(event, context):
 
 def forks_and_hangs(event, context):
     os.fork()
+    signal.pause()
+
+
+def measures(event, context):
+    return len(event["text"])
+
+
+def breaks_the_line(event, context):
+    """Writes where only the runtime may."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                os.write(int(name), event["garbage"].encode())
+
+
+def closes_everything(event, context):
+    os.closerange(3, 256)
     signal.pause()

@@ -498,3 +498,12 @@ async def test_crashes_side_by_side_leave_nothing_behind(start_worker: Start, no
     assert len(replies) >= 24
     assert all(isinstance(one, FunctionError) for one in replies)
     await runtime.aclose()
+
+
+async def test_an_event_may_have_six_megabytes(start: Start) -> None:
+    size = 6 * 1024 * 1024 - 100
+    assert await invoke_once(start, "measures", {"text": "x" * size}) == Returned(size)
+
+
+async def test_text_that_is_no_unicode_arrives_as_it_is(start: Start) -> None:
+    assert await invoke_once(start, "measures", {"text": "\ud800 and a half"}) == Returned(12)
