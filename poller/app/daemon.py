@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import anyio
+from anyio import to_thread
 
 from poller import __version__
-from poller.app import functions, seeking
+from poller.app import deploy, functions, seeking
 from poller.app.mappings import Surroundings, specs
 from poller.app.signals import Signals
 from poller.app.streams import State, Streams
@@ -30,6 +31,7 @@ from poller.engine.slots import Places
 from poller.engine.status import Board, DaemonStatus, FunctionStatus
 from poller.engine.supervisor import Supervisor, give_back_reserve
 from poller.errors import ConfigError
+from poller.runtimes.code import Store
 from poller.telemetry.logs import LogObserver
 from poller.telemetry.metrics import Metrics
 from poller.telemetry.observers import Fanout
@@ -55,7 +57,9 @@ class Daemon:
         self._load = load
         self._config = _accepted(load())
         self._places = Places(self._config.daemon.concurrency)
-        self._functions = functions.load(self._config, self._places, {}, self._current_session)
+        self._store = Store()
+        codes = deploy.survey(self._config, {}, self._store)
+        self._functions = functions.load(self._config, self._places, {}, codes, self._current_session)
         self._systemd = Systemd()
         self._board = Board()
         self._metrics = Metrics(self.status)
@@ -83,6 +87,7 @@ class Daemon:
             await self._listen(tasks)
             tasks.start_soon(self._systemd.watchdog, lambda: True)
             tasks.start_soon(self._announce)
+            tasks.start_soon(self._keep_code)
             try:
                 functions.start(self._functions.values())
                 await self._open_state()
@@ -91,6 +96,8 @@ class Daemon:
                 with anyio.CancelScope(shield=True):
                     await self._close(self._functions, self._session)
                     await self._state.aclose()
+                    async with self._reloading:
+                        self._store.close()
             tasks.cancel_scope.cancel()
         _log.info("stopped")
 
@@ -172,7 +179,8 @@ class Daemon:
             self._systemd.reloading()
             try:
                 config = _accepted(self._load())
-                loaded = functions.load(config, self._places, self._functions, self._current_session)
+                codes = await to_thread.run_sync(deploy.survey, config, self._functions, self._store)
+                loaded = functions.load(config, self._places, self._functions, codes, self._current_session)
             except ConfigError as error:
                 for problem in error.problems:
                     _log.error("reload refused, the old configuration keeps running: %s", problem)
@@ -191,7 +199,12 @@ class Daemon:
                 _log.warning("[daemon] %s takes effect at the next start", key)
         if config.aws != old.aws:
             self._session = AwsSession(config.aws, self._observer)
-        functions.start(one for name, one in loaded.items() if one is not old_functions.get(name))
+        functions.start(one for name, one in loaded.items() if not _continues(one, old_functions.get(name)))
+        for name, one in loaded.items():
+            before = old_functions.get(name)
+            if before is not None and _continues(one, before):
+                await to_thread.run_sync(deploy.forget_bytecode, before, one)
+                deploy.switch(before, one)
         self._config, self._functions = config, loaded
         self._places.resize(config.daemon.concurrency)
         self._supervisor.stop_timeout = config.daemon.shutdown_timeout
@@ -200,11 +213,40 @@ class Daemon:
             mapping.name for mapping in config.mappings
         }:
             self._metrics.forget(name)
-        gone = {name: one for name, one in old_functions.items() if one is not loaded.get(name)}
+        gone = {name: one for name, one in old_functions.items() if not _continues(one, loaded.get(name))}
         await self._close(
             gone, old_session if old_session is not self._session else AwsSession(config.aws, self._observer)
         )
         _log.info("reloaded: %d mappings", len(config.mappings))
+
+    async def _keep_code(self) -> None:
+        watch = deploy.Watch(self._store)
+        took = 0.0
+        while True:
+            await watch.pause(took)
+            began = time.perf_counter()
+            watched = tuple(one for one in self._functions.values() if one.config.watch)
+            due = await to_thread.run_sync(watch.look, watched) if watched else ()
+            took = time.perf_counter() - began
+            if not due and not self._store.unpacked:
+                continue
+            async with self._reloading:
+                if self._stopping:
+                    return
+                for one in due:
+                    await self._redeploy(watch, one.name)
+                if self._store.unpacked:
+                    wanted = deploy.folders(self._functions.values())
+                    await to_thread.run_sync(self._store.keep_only, wanted)
+
+    async def _redeploy(self, watch: deploy.Watch, name: str) -> None:
+        before = self._functions.get(name)
+        if before is None or before.code is None:
+            return
+        after = await to_thread.run_sync(watch.deployable, before)
+        if after is not None:
+            self._functions = {**self._functions, name: after}
+            deploy.switch(before, after)
 
     # --- what the outside asks ------------------------------------------------------------------------------------------
 
@@ -256,11 +298,20 @@ class Daemon:
             mappings=self._supervisor.status(),
             functions=tuple(
                 FunctionStatus(
-                    one.name, one.slots.taken, one.slots.total, one.slots.waiting, one.runtime.workers()
+                    one.name,
+                    one.slots.taken,
+                    one.slots.total,
+                    one.slots.waiting,
+                    one.runtime.workers(),
+                    one.code.version if one.code else "",
                 )
                 for one in self._functions.values()
             ),
         )
+
+
+def _continues(one: Loaded, other: Loaded | None) -> bool:
+    return other is not None and one.runtime is other.runtime
 
 
 def _accepted(config: Config) -> Config:

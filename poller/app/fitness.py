@@ -7,11 +7,13 @@ import os
 import pwd
 import ssl
 import sys
+from contextlib import closing
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poller.runtimes import http, process
+from poller.runtimes.code import BadCode, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,13 +24,28 @@ if TYPE_CHECKING:
 
 def all_problems(config: Config) -> tuple[str, ...]:
     """Return one line for each thing that keeps a function of `config` from being started."""
-    return tuple(line for name, function in config.functions.items() for line in problems(name, function))
+    with closing(Store()) as store:
+        return tuple(
+            line for name, function in config.functions.items() for line in _with_code(name, function, store)
+        )
 
 
-def problems(name: str, function: Function) -> tuple[str, ...]:
-    """Return one line for each thing that keeps one function from being started."""
+def _with_code(name: str, function: Function, store: Store) -> tuple[str, ...]:
+    if function.code is None:
+        return problems(name, function)
+    try:
+        return problems(name, function, store.look(function.code).root)
+    except BadCode as error:
+        return (f"functions.{name}.code: {error}",)
+
+
+def problems(name: str, function: Function, root: Path | None = None) -> tuple[str, ...]:
+    """Return one line for each thing that keeps one function from being started.
+
+    `root` is where its code is, when it has one.
+    """
     if function.runtime in ("python", "command"):
-        found = _of_worker(function)
+        found = _of_worker(function, root)
     elif function.ca_bundle is not None:
         found = _of_ca_bundle(function.ca_bundle)
     else:
@@ -45,20 +62,21 @@ def _of_ca_bundle(path: Path) -> Iterator[str]:
         yield f"ca_bundle: {path} cannot be read: {error.strerror}"
 
 
-def _of_worker(function: Function) -> Iterator[str]:
+def _of_worker(function: Function, root: Path | None) -> Iterator[str]:
     if not hasattr(os, "pidfd_open"):
         yield f'runtime = "{function.runtime}": worker processes need Linux 5.3 or later'
-    folder = function.working_directory
+    folder = root or function.working_directory
     if folder is not None and not folder.is_dir():
         yield f"working_directory: there is no folder {folder}"
         return
     if function.user is not None:
         yield from _of_user(function.user)
     if function.runtime == "command":
-        yield from _of_command(function)
-    elif not importable((function.handler or "").partition(":")[0], _folders(function)):
+        yield from _of_command(function, folder)
+    elif not importable((function.handler or "").partition(":")[0], _folders(function, folder)):
+        place = "working directory" if root is None else "code"
         yield (
-            f'handler = "{function.handler}": names a module that is neither in its working directory nor on'
+            f'handler = "{function.handler}": names a module that is neither in its {place} nor on'
             " Python's path"
         )
 
@@ -73,17 +91,17 @@ def _of_user(user: str) -> Iterator[str]:
         yield f"user: only root can run workers as {user}"
 
 
-def _of_command(function: Function) -> Iterator[str]:
-    setting = process.Setting(function.environment, "", working_directory=function.working_directory)
+def _of_command(function: Function, folder: Path | None) -> Iterator[str]:
+    setting = process.Setting(function.environment, "", working_directory=folder)
     try:
         process.program(function.command[0], setting)
     except OSError as error:
         yield f"command: {error}"
 
 
-def _folders(function: Function) -> tuple[str, ...]:
+def _folders(function: Function, folder: Path | None) -> tuple[str, ...]:
     own = [one for one in function.environment.get("PYTHONPATH", "").split(os.pathsep) if one]
-    return (str(function.working_directory or Path.cwd()), *own)
+    return (str(folder or Path.cwd()), *own)
 
 
 def importable(module: str, folders: Sequence[str] = ()) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from poller.app import fitness
+from poller.app import deploy, fitness
 from poller.config.remote import split_function_arn
 from poller.engine.slots import Slots
 from poller.errors import ConfigError, FunctionInitError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from poller.config import Config, Function, Mapping
     from poller.engine.slots import Places
     from poller.ports import Runtime
+    from poller.runtimes.code import Code
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,13 +33,19 @@ class Loaded:
     config: Function
     runtime: Runtime
     slots: Slots
+    code: Code | None = None
 
 
 def load(
-    config: Config, places: Places, running: dict[str, Loaded], session: Callable[[], AwsSession]
+    config: Config,
+    places: Places,
+    running: dict[str, Loaded],
+    codes: dict[str, Code],
+    session: Callable[[], AwsSession],
 ) -> dict[str, Loaded]:
     """Load the functions that the mappings of `config` name; those of `running` that did not change stay as they are.
 
+    What has changed in nothing but its code (`codes`, by name) keeps its runtime and slots; `deploy.switch` takes it over.
     `session` is asked for each invocation in AWS Lambda: a reload may replace it. Raises ConfigError with a line for each
     function that cannot be loaded; nothing is changed then but the environment.
     """
@@ -48,17 +55,22 @@ def load(
         name, function = mapping.function, config.functions[mapping.function]
         if name in loaded:
             continue
-        if name in running and running[name].config == function:
-            loaded[name] = running[name]
+        code = codes.get(name)
+        before = running.get(name)
+        if before is not None and before.config == function and before.code == code:
+            loaded[name] = before if code is None else replace(before, code=code)
             continue
-        if lines := fitness.problems(name, function):
+        if lines := fitness.problems(name, function, None if code is None else code.root):
             problems.extend(lines)
+            continue
+        if before is not None and deploy.same_but_code(before.config, function):
+            loaded[name] = replace(before, config=function, code=code)
             continue
         if function.runtime == "inline":
             # Inline code reads its variables where all of the process has them, and may do so while it is imported.
             os.environ.update(function.environment)
         try:
-            loaded[name] = _load(name, function, mapping, places, session)
+            loaded[name] = _load(name, function, mapping, places, code, session)
         except FunctionInitError as error:
             problems.append(f'functions.{name} (mapping "{mapping.name}"): {error.error_type}: {error}')
     if problems:
@@ -69,16 +81,24 @@ def load(
 def start(loaded: Iterable[Loaded]) -> None:
     """Let new runtimes begin, on the event loop."""
     for one in loaded:
+        deploy.announce(one.name, one.code)
         one.runtime.open()
 
 
 def _load(
-    name: str, function: Function, mapping: Mapping, places: Places, session: Callable[[], AwsSession]
+    name: str,
+    function: Function,
+    mapping: Mapping,
+    places: Places,
+    code: Code | None,
+    session: Callable[[], AwsSession],
 ) -> Loaded:
     slots = Slots(places, function.reserved_concurrent_executions)
     identity = FunctionIdentity(name=name, arn=arn(mapping, function), memory_size=function.memory_size)
-    runtime = _elsewhere(function, session) or _runtime(identity, function, mapping, max(1, slots.total))
-    return Loaded(name, function, runtime, slots)
+    runtime = _elsewhere(function, session) or _runtime(
+        identity, function, mapping, max(1, slots.total), code
+    )
+    return Loaded(name, function, runtime, slots, code)
 
 
 def _elsewhere(function: Function, session: Callable[[], AwsSession]) -> Runtime | None:
@@ -91,7 +111,9 @@ def _elsewhere(function: Function, session: Callable[[], AwsSession]) -> Runtime
     return None
 
 
-def _runtime(identity: FunctionIdentity, function: Function, mapping: Mapping, places: int) -> Runtime:
+def _runtime(
+    identity: FunctionIdentity, function: Function, mapping: Mapping, places: int, code: Code | None
+) -> Runtime:
     if function.runtime == "inline":
         return inline.load(identity, function.handler or "", concurrency=places)
     size = process.Size(
@@ -106,7 +128,8 @@ def _runtime(identity: FunctionIdentity, function: Function, mapping: Mapping, p
         environment=function.environment,
         region=mapping.arn.region,
         handler=function.handler or "",
-        working_directory=function.working_directory,
+        working_directory=code.root if code else function.working_directory,
+        code_version=code.version if code else "",
         limits=limits,
         credentials=process.daemon_credentials(os.environ) if function.pass_credentials else None,
     )

@@ -56,6 +56,8 @@ RESERVED_VARIABLES = frozenset(
 
 #: Keys that mean something for worker processes only.
 OF_WORKERS = (
+    "code",
+    "watch",
     "working_directory",
     "minimum_workers",
     "idle_timeout",
@@ -194,6 +196,16 @@ class Function(Section):
         default=(),
         description="The program that command runs, and its arguments. A name without a slash is looked for in PATH.",
     )
+    code: Path | None = Field(
+        default=None,
+        description="Directory or zip file of the function's code: a worker's current directory, LAMBDA_TASK_ROOT, and where"
+        " Python imports from first. A reload starts new workers where it has changed.",
+    )
+    watch: bool = Field(
+        default=False,
+        description="Whether code is looked at once a second, and changes are deployed when it is still again. Default"
+        " false: a reload looks.",
+    )
     working_directory: Path | None = Field(
         default=None,
         description="Folder of a worker: its current one, LAMBDA_TASK_ROOT, and where Python imports from first. Default:"
@@ -273,7 +285,9 @@ class Function(Section):
         description="Megabytes that the function's context names; memory_limit is what enforces one.",
     )
     role_arn: Annotated[str, AfterValidator(check_role)] | None = Field(
-        default=None, description="IAM role that the function works with."
+        default=None,
+        description="IAM role that the function works with: workers get credentials of it, and new workers before these"
+        " expire.",
     )
     description: str = Field(default="", description="For the reader.")
 
@@ -292,8 +306,8 @@ class Function(Section):
             yield Mistake(("command",), 'goes only with runtime = "command"')
         if self.runtime == "http" and self.url is None:
             yield Mistake(("url",), "is required: where the event is posted to")
-        if self.runtime in ("python", "command") and self.role_arn is not None:
-            yield Mistake(("role_arn",), "is not available yet for workers: use pass_credentials")
+        if self.runtime in ("python", "command"):
+            yield from self._bad_keys_of_workers()
         yield from self._strange_keys()
 
     def _strange_keys(self) -> Iterator[Mistake]:
@@ -309,6 +323,14 @@ class Function(Section):
                 )
                 strange = (key for key in keys if key in self.model_fields_set)
                 yield from (Mistake((key,), f"goes only with runtime = {named}") for key in strange)
+
+    def _bad_keys_of_workers(self) -> Iterator[Mistake]:
+        if self.role_arn is not None and self.pass_credentials:
+            yield Mistake(("pass_credentials",), "excludes role_arn: keep one of them")
+        if self.code is not None and self.working_directory is not None:
+            yield Mistake(("working_directory",), "excludes code: workers run where their code is")
+        if self.watch and self.code is None:
+            yield Mistake(("watch",), "goes only with code: the directory or zip file to look at")
 
 
 def check_function_name(name: str) -> str:

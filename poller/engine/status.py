@@ -112,6 +112,8 @@ class FunctionStatus:
     waiting: int
     workers: Workers | None = None
     """Its processes; None for a function that has none."""
+    version: str = ""
+    """Of its code; empty when that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

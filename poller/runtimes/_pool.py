@@ -14,6 +14,8 @@ An init that fails is tried once more, as Lambda does, the second time for as lo
 too, all who wait hear of it at once: the next in line would only wait for the same. Warm spares that fail are tried again
 with growing pauses.
 
+`renew` makes all present workers outdated: none of them is given another invocation. Those that are at work end it first.
+
 All of it runs on the event loop in callbacks of the processes, their links and timers; there is no task to own.
 """
 
@@ -84,6 +86,7 @@ class Pool:
         self.idle: list[Worker] = []
         self._waiting: deque[asyncio.Future[Callable[[str], FunctionError | Refused] | None]] = deque()
         self._second_try: set[Worker] = set()
+        self._outdated: set[Worker] = set()
         self._started = self._crashed = 0
         self._init_seconds = self.billed = 0.0
         self.peak_memory = 0
@@ -140,6 +143,24 @@ class Pool:
         """A worker has replied and not come back yet."""
         self._loop.call_later(FINISH_TIMEOUT, self._still_finishing, worker, worker.runs)
 
+    def renew(self, plan: Callable[[Link], Launch] | None = None) -> None:
+        """Let every invocation from now on run in a worker that is started from now on, by `plan` if there is a new one."""
+        if plan is not None:
+            self._plan = plan
+        self._outdated |= self.workers
+        for worker in tuple(self.workers):
+            if worker.state in (State.STARTING, State.IDLE):
+                worker.end()
+        if hasattr(self, "_loop") and not self._closed:
+            self._spare_pause = SPARE_PAUSES[0]
+            self._grow()
+            self._fill_up()
+
+    @property
+    def folders(self) -> set[str]:
+        """Where the workers run."""
+        return {folder for worker in self.workers if (folder := worker.launch.working_directory) is not None}
+
     async def aclose(self) -> None:
         """End all workers and wait until they are gone."""
         self._closed = True
@@ -193,7 +214,7 @@ class Pool:
                 "a worker of %s is ready after %.0f ms", self._function, 1000 * (worker.init_duration or 0)
             )
         limit = self.size.maximum_invocations
-        if limit is not None and worker.runs >= limit:
+        if worker in self._outdated or (limit is not None and worker.runs >= limit):
             worker.end()
             self._grow()
             return
@@ -227,6 +248,7 @@ class Pool:
         """A process is reaped: its place is free."""
         self.workers.discard(worker)
         self._second_try.discard(worker)
+        self._outdated.discard(worker)
         self._crashed += worker.crashed
         self.ending(worker)
         if worker.exit_reason:

@@ -48,7 +48,7 @@ class Launch:
     """What is started."""
 
     argv: Sequence[str]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     working_directory: str | None = None
     limits: Limits = field(default_factory=Limits)
 

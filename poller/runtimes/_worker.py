@@ -121,6 +121,7 @@ class Worker:
 
     def start(self, launch: Launch, link: Link, budget: Budget) -> None:
         """Spawn the process; raises OSError when that is not possible, and the worker is then nothing."""
+        self.launch = launch
         self._link = link
         self.process = Process(self._loop, launch, budget, self._exited, keep=link.keep)
         link.started()

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from asyncio import CancelledError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,17 @@ from poller.runtimes._worker import State
 from poller.runtimes.runtime_api import ApiLink
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from poller.model import FunctionError, Invocation, Refused, Reply, Workers
     from poller.runtimes._worker import Link, Worker
     from poller.runtimes.context import FunctionIdentity
 
+    Plan = Callable[[Link], Launch]
+
 __all__ = [
     "Limits",
+    "NotNow",
     "ProcessRuntime",
     "Setting",
     "Size",
@@ -65,6 +68,10 @@ _START = (
 )
 
 
+class NotNow(OSError):
+    """No worker can be started at the moment; the invocation is throttled."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """Where and as what the workers of a function run."""
@@ -74,8 +81,12 @@ class Setting:
     handler: str = ""
     working_directory: Path | None = None
     limits: Limits = field(default_factory=Limits)
-    credentials: Mapping[str, str] | None = None
+    credentials: Mapping[str, str] | None = field(default=None, repr=False)
     """Variables that lead to AWS credentials; None for none."""
+    role: Callable[[], Mapping[str, str]] | None = None
+    """Is asked at each start of a worker for the variables of its role; raises NotNow."""
+    code_version: str = ""
+    """Of the code in the working directory; empty when that is not known."""
 
     def variables(self, function: FunctionIdentity, *, runtime: str) -> dict[str, str]:
         """The whole environment of a worker (spec 9.2): nothing of the daemon's but PATH and LANG."""
@@ -92,14 +103,21 @@ class Setting:
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_size),
             "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
             "AWS_LAMBDA_LOG_GROUP_NAME": function.log_group_name,
-            "AWS_LAMBDA_LOG_STREAM_NAME": function.log_stream_name,
+            "AWS_LAMBDA_LOG_STREAM_NAME": _stamped(function.log_stream_name, self.code_version),
             "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
             "LAMBDA_TASK_ROOT": root,
             "LAMBDA_RUNTIME_DIR": self.environment.get("LAMBDA_RUNTIME_DIR", root),
             "_HANDLER": self.handler,
             **({"AWS_EXECUTION_ENV": runtime} if runtime else {}),
+            **({"POLLER_CODE_VERSION": self.code_version} if self.code_version else {}),
             **({"AWS_EC2_METADATA_DISABLED": "true"} if self.credentials is None else self.credentials),
         }
+
+
+def _stamped(log_stream: str, version: str) -> str:
+    # Its random digits begin with the version: what reads such a name finds nothing unusual in it.
+    head, mark, digits = log_stream.rpartition("]")
+    return f"{head}{mark}{version}{digits[len(version) :]}"
 
 
 def daemon_credentials(environ: Mapping[str, str]) -> dict[str, str]:
@@ -111,27 +129,34 @@ def python(function: FunctionIdentity, setting: Setting, size: Size) -> ProcessR
     """Return the runtime that runs a Python handler in workers of our own."""
     own = str(Path(poller.__file__).parent.parent)
     version = f"AWS_Lambda_python{sys.version_info.major}.{sys.version_info.minor}"
-    variables = setting.variables(function, runtime=version)
 
-    def plan(link: Link) -> Launch:
-        argv = (sys.executable, "-c", _START, own, str(link.keep[0]))
-        return _launch(argv, variables, setting)
+    def planned(setting: Setting) -> Plan:
+        variables = setting.variables(function, runtime=version)
 
-    return ProcessRuntime(function, Pool(function.name, size, plan, FrameLink))
+        def plan(link: Link) -> Launch:
+            argv = (sys.executable, "-c", _START, own, str(link.keep[0]))
+            return _launch(argv, variables, setting)
+
+        return plan
+
+    return ProcessRuntime(function, Pool(function.name, size, planned(setting), FrameLink), setting, planned)
 
 
 def command(
     function: FunctionIdentity, command: Sequence[str], setting: Setting, size: Size
 ) -> ProcessRuntime:
     """Return the runtime that runs a program which speaks Lambda's Runtime API."""
-    variables = setting.variables(function, runtime="")
 
-    def plan(link: Link) -> Launch:
-        return _launch(
-            (program(command[0], setting), *command[1:]), {**variables, **link.environment}, setting
-        )
+    def planned(setting: Setting) -> Plan:
+        variables = setting.variables(function, runtime="")
 
-    return ProcessRuntime(function, Pool(function.name, size, plan, ApiLink))
+        def plan(link: Link) -> Launch:
+            argv = (program(command[0], setting), *command[1:])
+            return _launch(argv, {**variables, **link.environment}, setting)
+
+        return plan
+
+    return ProcessRuntime(function, Pool(function.name, size, planned(setting), ApiLink), setting, planned)
 
 
 def program(name: str, setting: Setting) -> str:
@@ -155,21 +180,42 @@ def program(name: str, setting: Setting) -> str:
 
 def _launch(argv: Sequence[str], variables: Mapping[str, str], setting: Setting) -> Launch:
     folder = setting.working_directory
+    if setting.role is not None:
+        variables = {**variables, **setting.role()}
     return Launch(argv, variables, None if folder is None else str(folder), setting.limits)
 
 
 class ProcessRuntime:
     """Runs one function in a pool of workers; see `poller.ports.Runtime`."""
 
-    def __init__(self, function: FunctionIdentity, pool: Pool) -> None:
+    def __init__(
+        self, function: FunctionIdentity, pool: Pool, setting: Setting, planned: Callable[[Setting], Plan]
+    ) -> None:
         self._function = function
         self._pool = pool
+        self._setting = setting
+        self._planned = planned
 
     def __repr__(self) -> str:
         return repr(self._pool)
 
     def open(self) -> None:
         self._pool.open()
+
+    def renew(self) -> None:
+        """Give no more work to the present workers; running invocations end in them."""
+        self._pool.renew()
+
+    def deploy(self, root: Path, version: str) -> None:
+        """Run this code from now on; running invocations end in the workers that they are in."""
+        self._setting = replace(self._setting, working_directory=root, code_version=version)
+        self._pool.renew(self._planned(self._setting))
+
+    @property
+    def folders(self) -> set[Path]:
+        """Where workers run, or will."""
+        own = self._setting.working_directory
+        return {Path(folder) for folder in self._pool.folders} | ({own} if own is not None else set())
 
     async def ready(self, request_id: str) -> FunctionError | Refused | None:
         if self._pool.idle:

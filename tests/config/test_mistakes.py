@@ -34,12 +34,18 @@ from tests.config.writing import KINESIS, NOW, SQS, only_problem, problems, whol
         ("nice = 3", 'functions.f.nice = 3: goes only with runtime = "python" or "command"'),
         ('runtime = "python"\nnice = 20', "functions.f.nice = 20: must be at most 19"),
         (
-            'runtime = "python"\nrole_arn = "arn:aws:iam::123456789012:role/orders"',
-            (
-                'functions.f.role_arn = "arn:aws:iam::123456789012:role/orders":'
-                " is not available yet for workers: use pass_credentials"
-            ),
+            'runtime = "python"\nrole_arn = "arn:aws:iam::123456789012:role/orders"\npass_credentials = true',
+            "functions.f.pass_credentials = ***: excludes role_arn: keep one of them",
         ),
+        (
+            'runtime = "python"\ncode = "orders"\nworking_directory = "."',
+            'functions.f.working_directory = ".": excludes code: workers run where their code is',
+        ),
+        (
+            'runtime = "python"\nwatch = true',
+            "functions.f.watch = true: goes only with code: the directory or zip file to look at",
+        ),
+        ('code = "orders"', 'functions.f.code = "orders": goes only with runtime = "python" or "command"'),
         (
             'role_arn = "poller"',
             'functions.f.role_arn = "poller": must be an ARN, like arn:aws:sqs:eu-west-1:123456789012:orders',
