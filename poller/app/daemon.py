@@ -89,7 +89,7 @@ class Daemon:
             tasks.start_soon(self._announce)
             tasks.start_soon(self._keep_code)
             try:
-                functions.start(self._functions.values())
+                await functions.start(self._functions.values(), tasks, lambda: self._session)
                 await self._open_state()
                 await self._supervisor.run(self._specs(self._config, self._functions, self._session))
             finally:
@@ -145,7 +145,7 @@ class Daemon:
 
     async def _close(self, loaded: dict[str, Loaded], session: AwsSession) -> None:
         for function in loaded.values():
-            await function.runtime.aclose()
+            await functions.close(function)
         await session.__aexit__(None, None, None)
 
     # --- signals --------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class Daemon:
     async def _obey(self, signals: Signals, tasks: TaskGroup) -> None:
         async for received in signals:
             if received is signal.SIGHUP:
-                tasks.start_soon(self._reload)
+                tasks.start_soon(self._reload, tasks)
             elif self._stopping:
                 _log.warning("second %s: stopping now", received.name)
                 self._supervisor.stop_now()
@@ -172,7 +172,7 @@ class Daemon:
         self._systemd.stopping()
         await self._supervisor.stop()
 
-    async def _reload(self) -> None:
+    async def _reload(self, tasks: TaskGroup) -> None:
         async with self._reloading:
             if self._stopping:
                 return
@@ -189,17 +189,18 @@ class Daemon:
                     "a bug in poller: the file cannot be loaded; the old configuration keeps running"
                 )
             else:
-                await self._go_over(config, loaded)
+                await self._go_over(config, loaded, tasks)
             self._systemd.ready()
 
-    async def _go_over(self, config: Config, loaded: dict[str, Loaded]) -> None:
+    async def _go_over(self, config: Config, loaded: dict[str, Loaded], tasks: TaskGroup) -> None:
         old, old_functions, old_session = self._config, self._functions, self._session
         for key in ("listen", "state"):
             if getattr(config.daemon, key) != getattr(old.daemon, key):
                 _log.warning("[daemon] %s takes effect at the next start", key)
         if config.aws != old.aws:
             self._session = AwsSession(config.aws, self._observer)
-        functions.start(one for name, one in loaded.items() if not _continues(one, old_functions.get(name)))
+        fresh = [one for name, one in loaded.items() if not _continues(one, old_functions.get(name))]
+        await functions.start(fresh, tasks, lambda: self._session)
         for name, one in loaded.items():
             before = old_functions.get(name)
             if before is not None and _continues(one, before):

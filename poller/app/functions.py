@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import anyio
+
 from poller.app import deploy, fitness
+from poller.app.roles import PATIENCE, Role
 from poller.config.remote import split_function_arn
 from poller.engine.slots import Slots
 from poller.errors import ConfigError, FunctionInitError
@@ -17,6 +20,8 @@ from poller.runtimes.remote import LambdaRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from anyio.abc import TaskGroup
 
     from poller.aws.session import AwsSession
     from poller.config import Config, Function, Mapping
@@ -34,6 +39,7 @@ class Loaded:
     runtime: Runtime
     slots: Slots
     code: Code | None = None
+    role: Role | None = None
 
 
 def load(
@@ -78,8 +84,17 @@ def load(
     return loaded
 
 
-def start(loaded: Iterable[Loaded]) -> None:
-    """Let new runtimes begin, on the event loop."""
+async def start(loaded: Iterable[Loaded], tasks: TaskGroup, session: Callable[[], AwsSession]) -> None:
+    """Let new runtimes begin; a little later when their credentials take a moment."""
+    loaded = tuple(loaded)
+    for one in loaded:
+        if one.role is not None:
+            assert isinstance(one.runtime, process.ProcessRuntime)
+            tasks.start_soon(one.role.keep, session, one.runtime.renew)
+    with anyio.move_on_after(PATIENCE):
+        for one in loaded:
+            if one.role is not None:
+                await one.role.settled.wait()
     for one in loaded:
         deploy.announce(one.name, one.code)
         one.runtime.open()
@@ -95,10 +110,24 @@ def _load(
 ) -> Loaded:
     slots = Slots(places, function.reserved_concurrent_executions)
     identity = FunctionIdentity(name=name, arn=arn(mapping, function), memory_size=function.memory_size)
+    role = _role(name, function, mapping)
     runtime = _elsewhere(function, session) or _runtime(
-        identity, function, mapping, max(1, slots.total), code
+        identity, function, mapping, max(1, slots.total), code, role
     )
-    return Loaded(name, function, runtime, slots, code)
+    return Loaded(name, function, runtime, slots, code, role)
+
+
+async def close(one: Loaded) -> None:
+    """End a function's workers, and all that it has."""
+    if one.role is not None:
+        one.role.close()
+    await one.runtime.aclose()
+
+
+def _role(name: str, function: Function, mapping: Mapping) -> Role | None:
+    if function.role_arn is None or function.runtime not in ("python", "command"):
+        return None
+    return Role(name, function.role_arn, mapping.arn.region, function.timeout)
 
 
 def _elsewhere(function: Function, session: Callable[[], AwsSession]) -> Runtime | None:
@@ -112,7 +141,12 @@ def _elsewhere(function: Function, session: Callable[[], AwsSession]) -> Runtime
 
 
 def _runtime(
-    identity: FunctionIdentity, function: Function, mapping: Mapping, places: int, code: Code | None
+    identity: FunctionIdentity,
+    function: Function,
+    mapping: Mapping,
+    places: int,
+    code: Code | None,
+    role: Role | None,
 ) -> Runtime:
     if function.runtime == "inline":
         return inline.load(identity, function.handler or "", concurrency=places)
@@ -132,6 +166,7 @@ def _runtime(
         code_version=code.version if code else "",
         limits=limits,
         credentials=process.daemon_credentials(os.environ) if function.pass_credentials else None,
+        role=None if role is None else role.variables,
     )
     if function.runtime == "python":
         return process.python(identity, setting, size)

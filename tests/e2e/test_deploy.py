@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import zipfile
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +14,6 @@ import pytest
 from tests.e2e.harness import Daemon, Queue, Queues, running, until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from poller.demo.emulator import Emulator
 
 pytestmark = pytest.mark.slow
@@ -205,3 +205,42 @@ def test_watched_code_is_deployed_by_itself_and_a_broken_state_is_named_once(
         assert handled(daemon, queue, "at-last")[0] == "v3"
         assert sum("not deployed" in line for line in daemon.logs) == 1
         assert daemon.stop() == 0
+
+
+ROLE = """
+import os
+def handler(event, context):
+    names = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
+    with open(os.environ["LEDGER"], "a") as file:
+        file.write(" ".join(os.environ[name] for name in names) + "\\n")
+"""
+
+
+def test_workers_get_credentials_of_their_role_and_nobody_else_sees_them(
+    queues: Queues, daemon: Daemon, tmp_path: Path
+) -> None:
+    queue, code = queues.create(), tmp_path / "code"
+    code.mkdir()
+    (code / "app.py").write_text(ROLE)
+    role = "arn:aws:iam::000000000000:role/orders"
+    daemon.write(function("work", queue, code, daemon, role_arn=role))
+    with running(daemon):
+        queue.send(["a"])
+        until(lambda: daemon.handled(), "it is handled")
+        key, secret, token = daemon.handled()[0].split()
+        assert key.startswith("ASIA")
+        assert secret != "test"
+        commands = command_lines()
+        for one in (secret, token):
+            assert one.encode() not in commands
+            assert one not in daemon.page("/status")
+        assert daemon.stop() == 0
+    assert not any(secret in line or token in line for line in daemon.logs)
+
+
+def command_lines() -> bytes:
+    found = b""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += path.read_bytes()
+    return found
