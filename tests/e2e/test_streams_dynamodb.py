@@ -49,10 +49,13 @@ class Table:
             self._client.delete_item(TableName=self.name, Key={"id": {"S": item}})
             self.changes[item].append(f"REMOVE {versions[-1]} -")
 
+    def put(self, item: str, version: int = 0) -> None:
+        self._client.put_item(TableName=self.name, Item={"id": {"S": item}, "version": {"N": str(version)}})
+
     def _change(self, item: str, version: int, *, new: bool) -> None:
         key: dict[str, Any] = {"id": {"S": item}}
         if new:
-            self._client.put_item(TableName=self.name, Item=key | {"version": {"N": str(version)}})
+            self.put(item, version)
             return
         self._client.update_item(
             TableName=self.name,
