@@ -96,8 +96,7 @@ class Daemon:
                 with anyio.CancelScope(shield=True):
                     await self._close(self._functions, self._session)
                     await self._state.aclose()
-                    async with self._reloading:
-                        self._store.close()
+                    self._store.close()
             tasks.cancel_scope.cancel()
         _log.info("stopped")
 
@@ -199,14 +198,15 @@ class Daemon:
                 _log.warning("[daemon] %s takes effect at the next start", key)
         if config.aws != old.aws:
             self._session = AwsSession(config.aws, self._observer)
+        both = [(old_functions[name], one) for name, one in loaded.items() if name in old_functions]
+        for before, after in both:
+            await to_thread.run_sync(deploy.forget_bytecode, before, after)
+        self._config, self._functions = config, loaded
+        for before, after in both:
+            if _continues(after, before):
+                deploy.switch(before, after)
         fresh = [one for name, one in loaded.items() if not _continues(one, old_functions.get(name))]
         await functions.start(fresh, tasks, lambda: self._session)
-        for name, one in loaded.items():
-            before = old_functions.get(name)
-            if before is not None and _continues(one, before):
-                await to_thread.run_sync(deploy.forget_bytecode, before, one)
-                deploy.switch(before, one)
-        self._config, self._functions = config, loaded
         self._places.resize(config.daemon.concurrency)
         self._supervisor.stop_timeout = config.daemon.shutdown_timeout
         await self._supervisor.reload(self._specs(config, loaded, self._session))
@@ -244,7 +244,13 @@ class Daemon:
         before = self._functions.get(name)
         if before is None or before.code is None:
             return
-        after = await to_thread.run_sync(watch.deployable, before)
+        try:
+            after = await to_thread.run_sync(watch.deployable, before)
+        except Exception:
+            _log.exception(
+                "a bug in poller: the code of %s cannot be looked at; the old code keeps running", name
+            )
+            return
         if after is not None:
             self._functions = {**self._functions, name: after}
             deploy.switch(before, after)

@@ -84,7 +84,7 @@ def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundin
         enabled=mapping.enabled,
         fingerprint=(
             mapping.model_dump_json(),
-            function.config.model_dump_json(exclude={"code", "watch"}),  # deployed without a restart
+            id(function.runtime),  # what changes of a function makes another one, but for its code
             config.aws.model_dump_json(),
             None if mapping.source == "sqs" else streams.reading(mapping, config),
         ),

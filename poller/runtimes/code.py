@@ -13,9 +13,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import time
 import weakref
@@ -214,11 +216,13 @@ class Store:
 
     def keep_only(self, roots: Iterable[Path]) -> None:
         """Remove what was unpacked and is not among `roots`."""
-        if self._folder is not None:
-            wanted = {root.name for root in roots if root.parent == self._folder}
-            for name in os.listdir(self._folder):
-                if name not in wanted:
-                    shutil.rmtree(self._folder / name, ignore_errors=True)
+        folder = self._folder
+        if folder is not None:
+            wanted = {root.name for root in roots if root.parent == folder}
+            with suppress(FileNotFoundError):  # closed meanwhile
+                for name in os.listdir(folder):
+                    if name not in wanted:
+                        shutil.rmtree(folder / name, ignore_errors=True)
 
     @property
     def unpacked(self) -> bool:
@@ -290,6 +294,19 @@ def _remove_abandoned() -> None:
 # --- zip files ------------------------------------------------------------------------------------------------------------
 
 
+#: What zipfile raises of files that are damaged, encrypted or packed in a way that it does not know.
+_BAD_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
 def _unpack(file: BufferedReader, to: Path) -> None:
     file.seek(0)
     try:
@@ -312,7 +329,7 @@ def _unpack(file: BufferedReader, to: Path) -> None:
             for place, entry in links:
                 if not place.resolve().is_relative_to(to.resolve()):
                     raise BadCode(f"its link {entry.filename!r} leads out of it")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _BAD_ARCHIVE as error:
         raise BadCode(f"it is a bad zip file: {error}") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise BadCode("it is a bad zip file: two of its entries exclude each other") from error

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -190,12 +191,31 @@ def test_the_schema_is_that_of_the_file() -> None:
             'runtime = "python"\nhandler = "json:loads"\nworking_directory = "none"',
             "working_directory: there is no folder none",
         ),
+        (
+            'runtime = "python"\nhandler = "app:handler"\ncode = "none"',
+            "code: there is no directory or zip file none",
+        ),
+        (
+            'runtime = "python"\nhandler = "app:handler"\ncode = "plain"',
+            "code: plain: it is neither a directory nor a zip file",
+        ),
+        (
+            'runtime = "python"\nhandler = "app:handler"\ncode = "evil.zip"',
+            "code: evil.zip: its entry '../app.py' leads out of it",
+        ),
+        (
+            'runtime = "python"\nhandler = "none:handler"\ncode = "good.zip"',
+            'handler = "none:handler": names a module that is neither in its code nor on Python\'s path',
+        ),
     ],
 )
 def test_what_keeps_a_worker_from_starting_is_found(
     path: Path, monkeypatch: pytest.MonkeyPatch, keys: str, problem: str
 ) -> None:
     (path.parent / "plain").touch()
+    for name, entry in ("evil.zip", "../app.py"), ("good.zip", "app.py"):
+        with zipfile.ZipFile(path.parent / name, "w") as file:
+            file.writestr(entry, "")
     monkeypatch.chdir(path.parent)
     result = check(path, VALID.replace('handler = "handlers.echo:handler"', keys))
     assert result.exit_code == 2
@@ -207,9 +227,15 @@ def test_a_function_that_can_start_is_valid(path: Path, monkeypatch: pytest.Monk
     (path.parent / "lib").mkdir()
     (path.parent / "lib" / "shop.py").touch()
     (path.parent / "bootstrap").touch(0o755)
+    with zipfile.ZipFile(path.parent / "shop.zip", "w") as file:
+        file.write(path.parent / "bootstrap", "bootstrap")
+        file.writestr("inside/shop.py", "")
     for keys in (
         'runtime = "python"\nhandler = "shop:handler"\nenvironment = { PYTHONPATH = "lib" }',
         'runtime = "python"\nhandler = "shop:handler"\nworking_directory = "lib"',
+        'runtime = "python"\nhandler = "shop:handler"\ncode = "lib"',
+        'runtime = "python"\nhandler = "inside.shop:handler"\ncode = "shop.zip"',
+        'runtime = "command"\ncommand = ["./bootstrap"]\ncode = "shop.zip"',
         'runtime = "command"\ncommand = ["./bootstrap"]',
         'runtime = "command"\ncommand = ["sh"]',
     ):

@@ -162,6 +162,26 @@ def test_another_path_is_deployed_without_touching_the_mapping(
         assert daemon.stop() == 0
 
 
+def test_a_function_that_had_no_code_of_its_own_can_be_given_some(
+    queues: Queues, daemon: Daemon, tmp_path: Path
+) -> None:
+    queue = queues.create()
+    config = function("work", queue, app(tmp_path / "two", "v2"), daemon)
+    without = config.replace(f'code = "{tmp_path / "two"}"\n', "").replace(
+        "environment = {", 'environment = { POLLER_CODE_VERSION = "none",'
+    )
+    app(tmp_path, "v1")
+    daemon.write(without)
+    with running(daemon):
+        assert handled(daemon, queue, "before")[0] == "v1"
+        daemon.write(config)
+        daemon.signal(signal.SIGHUP)
+        queue.send(["wake"])  # else a long poll of the mapping is waited for
+        until(lambda: said(daemon, '"reloaded'), "it has reloaded")
+        assert handled(daemon, queue, "after")[0] == "v2"
+        assert daemon.stop() == 0
+
+
 def test_a_zip_file_is_run_from_a_private_folder_that_goes_with_its_last_worker(
     queues: Queues, daemon: Daemon, tmp_path: Path
 ) -> None:
