@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import pwd
@@ -106,6 +107,7 @@ def _folders(function: Function, folder: Path | None) -> tuple[str, ...]:
 
 def importable(module: str, folders: Sequence[str] = ()) -> bool:
     """Tell whether Python would find `module`, in `folders` or the current directory too, without running its code."""
+    importlib.invalidate_caches()  # a folder may have changed since, within one tick of its clock
     first, *rest = module.split(".")
     spec = _find(first, folders or (str(Path.cwd()),))
     for part in rest:
