@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+import zipfile
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -10,12 +14,12 @@ import pytest
 
 from poller.model import Invocation, Refused, Reply, Returned
 from poller.runtimes import process
+from poller.runtimes.code import Store
 from poller.runtimes.context import FunctionIdentity
 from poller.runtimes.process import NotNow, ProcessRuntime, Setting, Size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
-    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -166,3 +170,26 @@ def test_what_is_printed_of_a_setting_and_a_launch_shows_no_secret(tmp_path: Pat
     setting = Setting({}, "eu-west-1", credentials={"AWS_SECRET_ACCESS_KEY": "hush"})
     assert "hush" not in repr(setting)
     assert "hush" not in repr(process.Launch(("true",), {"AWS_SECRET_ACCESS_KEY": "hush"}))
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="this machine has no perl")
+async def test_a_program_runs_from_a_zip_file_and_is_replaced_by_that_of_another(tmp_path: Path) -> None:
+    with closing(Store()) as store:
+        first = store.look(zipped(tmp_path / "one.zip", "records"))
+        second = store.look(zipped(tmp_path / "two.zip", "messages"))
+        setting = Setting({}, "eu-west-1", working_directory=first.root, code_version=first.version)
+        runtime = process.command(FunctionIdentity("orders", ARN, 256), ["./bootstrap"], setting, Size(1))
+        event = {"Records": [{"messageId": "a"}]}
+        assert await payload(runtime, event) == {"records": 1}
+        runtime.deploy(second.root, second.version)
+        assert await payload(runtime, event) == {"messages": 1}
+        await runtime.aclose()
+
+
+def zipped(path: Path, counted: str) -> Path:
+    bootstrap = Path("handlers/perl/bootstrap").read_text().replace("records", counted)
+    with zipfile.ZipFile(path, "w") as file:
+        entry = zipfile.ZipInfo("bootstrap")
+        entry.external_attr = 0o100755 << 16
+        file.writestr(entry, bootstrap)
+    return path
