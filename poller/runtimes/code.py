@@ -245,7 +245,8 @@ class Store:
             part = Path(tempfile.mkdtemp(dir=root.parent))
             try:
                 _unpack(file, part)
-                part.chmod(0o755)
+                for folder, _, _ in os.walk(part):  # whatever the daemon's umask is
+                    os.chmod(folder, 0o755)
                 part.rename(root)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
