@@ -121,6 +121,26 @@ async def test_new_code_runs_at_once_and_a_running_invocation_ends_in_the_old(
     await until(lambda: runtime.folders == {two})
 
 
+async def test_no_invocation_fails_however_often_workers_are_replaced(make: Make, tmp_path: Path) -> None:
+    runtime = make(app(tmp_path, "one"), size=Size(4))
+    pids: set[int] = set()
+    done: list[bool] = []
+
+    async def work() -> None:
+        while not done:
+            pids.add((await payload(runtime))["pid"])
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(work)
+        for _ in range(6):
+            seen = len(pids)
+            await until(lambda seen=seen: len(pids) > seen)  # type: ignore[misc]
+            runtime.renew()
+        done.append(True)
+    assert (runtime.workers().crashed, runtime.workers().busy) == (0, 0)
+
+
 async def test_who_waits_for_code_that_hangs_gets_the_next(make: Make, tmp_path: Path) -> None:
     hanging = app(tmp_path, "hanging", "import threading; threading.Event().wait()")
     runtime = make(hanging)
