@@ -57,8 +57,8 @@ class Daemon:
         self._load = load
         self._config = _accepted(load())
         self._places = Places(self._config.daemon.concurrency)
-        self._store = Store()
-        codes = deploy.survey(self._config, {}, self._store)
+        self._unpacked = Store()
+        codes = deploy.survey(self._config, {}, self._unpacked)
         self._functions = functions.load(self._config, self._places, {}, codes, self._current_session)
         self._systemd = Systemd()
         self._board = Board()
@@ -96,7 +96,7 @@ class Daemon:
                 with anyio.CancelScope(shield=True):
                     await self._close(self._functions, self._session)
                     await self._state.aclose()
-                    self._store.close()
+                    self._unpacked.close()
             tasks.cancel_scope.cancel()
         _log.info("stopped")
 
@@ -178,7 +178,7 @@ class Daemon:
             self._systemd.reloading()
             try:
                 config = _accepted(self._load())
-                codes = await to_thread.run_sync(deploy.survey, config, self._functions, self._store)
+                codes = await to_thread.run_sync(deploy.survey, config, self._functions, self._unpacked)
                 loaded = functions.load(config, self._places, self._functions, codes, self._current_session)
             except ConfigError as error:
                 for problem in error.problems:
@@ -221,7 +221,7 @@ class Daemon:
         _log.info("reloaded: %d mappings", len(config.mappings))
 
     async def _keep_code(self) -> None:
-        watch = deploy.Watch(self._store)
+        watch = deploy.Watch(self._unpacked)
         took = 0.0
         while True:
             await watch.pause(took)
@@ -229,16 +229,16 @@ class Daemon:
             watched = tuple(one for one in self._functions.values() if one.config.watch)
             due = await to_thread.run_sync(watch.look, watched) if watched else ()
             took = time.perf_counter() - began
-            if not due and not self._store.unpacked:
+            if not due and not self._unpacked.unpacked:
                 continue
             async with self._reloading:
                 if self._stopping:
                     return
                 for one in due:
                     await self._redeploy(watch, one.name)
-                if self._store.unpacked:
+                if self._unpacked.unpacked:
                     wanted = deploy.folders(self._functions.values())
-                    await to_thread.run_sync(self._store.keep_only, wanted)
+                    await to_thread.run_sync(self._unpacked.keep_only, wanted)
 
     async def _redeploy(self, watch: deploy.Watch, name: str) -> None:
         before = self._functions.get(name)
