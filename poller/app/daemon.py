@@ -208,6 +208,7 @@ class Daemon:
         fresh = [one for name, one in loaded.items() if not _continues(one, old_functions.get(name))]
         await functions.start(fresh, tasks, lambda: self._session)
         self._places.resize(config.daemon.concurrency)
+        functions.fit(loaded.values())
         self._supervisor.stop_timeout = config.daemon.shutdown_timeout
         await self._supervisor.reload(self._specs(config, loaded, self._session))
         for name in {mapping.name for mapping in old.mappings} - {

@@ -117,6 +117,13 @@ def _load(
     return Loaded(name, function, runtime, slots, code, role)
 
 
+def fit(loaded: Iterable[Loaded]) -> None:
+    """Let runtimes that were there before a reload take as much as the daemon's concurrency now allows."""
+    for one in loaded:
+        if isinstance(one.runtime, inline.InlineRuntime | process.ProcessRuntime):
+            one.runtime.widen(max(1, one.slots.total))
+
+
 async def close(one: Loaded) -> None:
     """End a function's workers, and all that it has."""
     if one.role is not None:

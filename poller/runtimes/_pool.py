@@ -27,7 +27,7 @@ import math
 import os
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from poller.model import FunctionError, Refused, Workers
@@ -110,6 +110,12 @@ class Pool:
             self._loop = asyncio.get_running_loop()
             self._budget = Budget(self._function, self._loop.time)
             self._fill_up()
+
+    def widen(self, places: int) -> None:
+        """Allow `places` workers from now on; the engine's slots see to it that no more are asked for."""
+        self.size = replace(self.size, places=places)
+        if hasattr(self, "_loop"):
+            self._grow()
 
     async def ready(self, request_id: str) -> FunctionError | Refused | None:
         """Wait until there is an idle worker; the answer to the invocation when there will be none."""

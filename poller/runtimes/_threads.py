@@ -65,6 +65,11 @@ class Threads(Generic[T]):
                 self._tell()
             raise
 
+    def widen(self, places: int) -> None:
+        """Allow `places` threads from now on; those that are too many end with nothing but the rest."""
+        self._places = places
+        self._tell()
+
     def close(self) -> None:
         """Let every thread end after its present job; waits for none of them."""
         for inbox in self._inboxes:

@@ -73,6 +73,10 @@ class InlineRuntime:
     def workers(self) -> None:
         """None: the code runs in the daemon."""
 
+    def widen(self, concurrency: int) -> None:
+        """Run up to `concurrency` invocations of a `def` handler from now on."""
+        self._threads.widen(concurrency)
+
     async def aclose(self) -> None:
         """Let idle threads end. Threads of timed-out invocations are not waited for."""
         self._threads.close()

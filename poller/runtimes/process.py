@@ -206,6 +206,10 @@ class ProcessRuntime:
         """Give no more work to the present workers; running invocations end in them."""
         self._pool.renew()
 
+    def widen(self, places: int) -> None:
+        """Have up to `places` workers from now on; what is too many ends when it is idle for long."""
+        self._pool.widen(places)
+
     def deploy(self, root: Path, version: str) -> None:
         """Run this code from now on; running invocations end in the workers that they are in."""
         self._setting = replace(self._setting, working_directory=root, code_version=version)

@@ -481,6 +481,21 @@ async def test_an_invocation_waits_for_a_place_as_long_as_one_may_come_free() ->
     assert replies == [Returned("done"), Returned("done")]
 
 
+async def test_an_invocation_that_waits_for_a_place_gets_it_when_there_are_more() -> None:
+    handler = Hanging()
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=1)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runtime.invoke, an_invocation())
+            await handler.started.get()
+            tasks.start_soon(runtime.invoke, an_invocation())
+            await anyio.wait_all_tasks_blocked()
+            runtime.widen(2)
+            await handler.started.get()
+            handler.go_on.release(2)
+    await runtime.aclose()
+
+
 async def test_an_invocation_that_waits_for_a_place_is_refused_when_the_last_one_is_abandoned() -> None:
     handler = Hanging()
     runtime = InlineRuntime(FUNCTION, handler, concurrency=1)

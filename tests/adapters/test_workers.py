@@ -211,6 +211,20 @@ async def test_a_worker_is_replaced_after_its_last_invocation(make: Make) -> Non
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
 
 
+async def test_who_waits_for_a_worker_gets_one_when_there_may_be_more(make: Make) -> None:
+    runtime = make("pid", Size(0))
+    pids: list[int] = []
+
+    async def invoke() -> None:
+        pids.append(await payload(runtime))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(invoke)
+        await until(lambda: repr(runtime) == "<Pool orders: empty, 1 waiting>")
+        runtime.widen(1)
+    assert len(pids) == 1
+
+
 async def test_there_are_never_more_workers_than_places(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     runtime = make("pid", Size(2))
     pids: set[int] = set()
