@@ -87,6 +87,8 @@ def test_a_good_reload_leaves_unchanged_mappings_alone_and_a_bad_one_changes_not
         since = daemon.status()["first"]["since"]
         daemon.write("[daemon]\nshutdown_timeout = 3\n" + TWO.format(first=first.arn, second=third.arn))
         daemon.signal(signal.SIGHUP)
+        until(lambda: daemon.status()["second"]["state"] == "draining", "the changed mapping ends")
+        second.send(["wake"])  # else its long poll is waited for
         until(lambda: any('"reloaded' in line for line in daemon.logs), "the file is taken")
         third.send(["three"])
         until(lambda: daemon.handled()[-1] == "three", "the new queue is read")
