@@ -138,10 +138,10 @@ class _Reading:
         return self.lanes.reader.doing
 
     def iterator_age(self, wall: float) -> float | None:
-        """Seconds of records between what is done and the end of the shard."""
+        """Seconds of records between what is done and the end of the shard; None when that cannot be read now."""
         oldest = self.lanes.oldest
         if oldest is None:
-            return self.lanes.reader.behind
+            return self.lanes.behind
         return max(0.0, wall - oldest.arrived)
 
 

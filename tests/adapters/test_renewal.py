@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import zipfile
 from contextlib import closing
@@ -17,6 +16,7 @@ from poller.runtimes import process
 from poller.runtimes.code import Store
 from poller.runtimes.context import FunctionIdentity
 from poller.runtimes.process import NotNow, ProcessRuntime, Setting, Size
+from tests.tools import need
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -192,8 +192,8 @@ def test_what_is_printed_of_a_setting_and_a_launch_shows_no_secret(tmp_path: Pat
     assert "hush" not in repr(process.Launch(("true",), {"AWS_SECRET_ACCESS_KEY": "hush"}))
 
 
-@pytest.mark.skipif(shutil.which("perl") is None, reason="this machine has no perl")
 async def test_a_program_runs_from_a_zip_file_and_is_replaced_by_that_of_another(tmp_path: Path) -> None:
+    need("perl")
     with closing(Store()) as store:
         first = store.look(zipped(tmp_path / "one.zip", "records"))
         second = store.look(zipped(tmp_path / "two.zip", "messages"))

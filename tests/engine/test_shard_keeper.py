@@ -375,6 +375,7 @@ async def test_shards_that_fail_together_are_one_mapping_that_is_degraded_once()
     async with clicks.running() as keeper:
         await settle_down()
         assert set(doing(clicks).values()) == {"no network"}
+        assert {shard.iterator_age for shard in keeper.shards()} == {None}
         assert keeper.trouble == "no network"
         await anyio.sleep(10)
         clicks.stream.put()

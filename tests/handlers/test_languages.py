@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from poller.model import FunctionError, Invocation, Returned
 from poller.runtimes import process
 from poller.runtimes.context import FunctionIdentity
+from tests.tools import need
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,11 +32,6 @@ def handler(event, context):
     print(f"{context.aws_request_id} has {count} records")
     return {"records": count}
 """
-
-
-def needs(*programs: str) -> pytest.MarkDecorator:
-    missing = [one for one in programs if shutil.which(one) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"this machine has no {', '.join(missing)}")
 
 
 def start(folder: str | Path, command: Sequence[str], handler: str = "") -> process.ProcessRuntime:
@@ -57,23 +52,23 @@ async def counts(runtime: process.ProcessRuntime, caplog: pytest.LogCaptureFixtu
     assert {("request-1 has 2 records", "request-1"), ("request-2 has 2 records", "request-2")} <= said
 
 
-@needs("bash", "curl", "grep", "sed")
 async def test_bash_with_curl(caplog: pytest.LogCaptureFixture) -> None:
+    need("bash", "curl", "grep", "sed")
     await counts(start("bash", ["./bootstrap"]), caplog)
 
 
-@needs("perl")
 async def test_perl(caplog: pytest.LogCaptureFixture) -> None:
+    need("perl")
     await counts(start("perl", ["./bootstrap"]), caplog)
 
 
-@needs("node")
 async def test_node_with_a_small_bootstrap(caplog: pytest.LogCaptureFixture) -> None:
+    need("node")
     await counts(start("node", ["node", "bootstrap.mjs"], "index.handler"), caplog)
 
 
-@needs("node")
 async def test_a_missing_module_of_node_is_an_init_error() -> None:
+    need("node")
     runtime = start("node", ["node", "bootstrap.mjs"], "nothing.handler")
     reply = await runtime.ready("request-1")
     assert isinstance(reply, FunctionError)
@@ -84,17 +79,17 @@ async def test_a_missing_module_of_node_is_an_init_error() -> None:
     await runtime.aclose()
 
 
-@needs("java", "javac")
 @pytest.mark.slow
 async def test_java(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    need("java", "javac")
     source = HANDLERS / "java" / "Bootstrap.java"
     await anyio.run_process(["javac", "-d", str(tmp_path), str(source)])
     await counts(start(tmp_path, ["java", "-cp", str(tmp_path), "Bootstrap"]), caplog)
 
 
-@needs("rustc", "cc")
 @pytest.mark.slow
 async def test_rust(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    need("rustc", "cc")
     source = HANDLERS / "rust" / "bootstrap.rs"
     built = await anyio.run_process(
         ["rustc", "-O", "-o", str(tmp_path / "bootstrap"), str(source)], check=False, stderr=subprocess.STDOUT
@@ -106,13 +101,11 @@ async def test_rust(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
 async def test_lambdas_own_runtime_client_for_python(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    pytest.importorskip("awslambdaric")
     (tmp_path / "app.py").write_text(APP)
     await counts(start(tmp_path, [sys.executable, "-m", "awslambdaric", "app.handler"]), caplog)
 
 
 async def test_errors_of_lambdas_own_runtime_client(tmp_path: Path) -> None:
-    pytest.importorskip("awslambdaric")
     (tmp_path / "app.py").write_text(
         "def handler(event, context):\n    raise LookupError(context.aws_request_id)\n"
     )
@@ -125,7 +118,6 @@ async def test_errors_of_lambdas_own_runtime_client(tmp_path: Path) -> None:
 
 
 async def test_a_missing_module_of_lambdas_own_runtime_client_is_an_init_error(tmp_path: Path) -> None:
-    pytest.importorskip("awslambdaric")
     runtime = start(tmp_path, [sys.executable, "-m", "awslambdaric", "app.handler"])
     reply = await runtime.invoke(Invocation("request-1", EVENT, time.time() + 30, ARN))
     assert isinstance(reply, FunctionError)
