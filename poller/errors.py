@@ -6,6 +6,7 @@ FunctionInitError      correct the function's code or its name in the file
 StoreError             look at the state file or table: damaged, newer, full, or not writable
 SeekRefused            ask for another place in the stream
 SourceUnfit            correct the queue's settings, or the mapping's
+DocumentTooLarge       name a destination that takes more, such as an S3 bucket
 AwsError               look at its class: some pass by themselves (`transient`),
                        some want a permission, a queue or fresh credentials
 anything else          a bug in poller: report it
@@ -45,6 +46,10 @@ class StoreError(PollerError):
 
 class SeekRefused(PollerError):
     """The mapping cannot be moved to that place."""
+
+
+class DocumentTooLarge(PollerError):
+    """The destination takes no document of this size."""
 
 
 class FunctionInitError(PollerError):

@@ -67,17 +67,84 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A batch that is given up, on its way to an on-failure destination."""
+class Delivery:
+    """What became of a batch, on its way to a destination."""
 
+    id: str
+    """A UUID, the same each time that it is sent, after a restart too."""
     mapping: str
     shard: str
+    """Empty for a queue."""
+    function_arn: str
+    """As mapped."""
     document: dict[str, Any]
-    """What every destination gets (spec 5.7)."""
-    event: dict[str, Any]
-    """The invocation event, which only S3 gets."""
+    """What every destination gets (spec 5.7 for a stream, 7.5 for a queue)."""
+    event: dict[str, Any] | None
+    """The invocation event, which S3 gets besides; None when the document holds it."""
     at: float
     """Unix time."""
+    records: int
+    condition: str
+    """As the document says: RetryAttemptsExhausted, RecordAgeExceeded, Success, ..."""
+    succeeded: bool = False
+    """True on the way to an on-success destination."""
+    error_type: str = ""
+    """Of the last attempt, where the function named one."""
+    error_message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolEntry:
+    """Something that waits in the state store for a better time: a delivery, or a record of a parked key."""
+
+    kind: Literal["delivery", "parked"]
+    mapping: str
+    id: str
+    """Unique among those of its kind and mapping; what is put under it a second time changes nothing."""
+    key: str
+    """What keeps its order: the ARN of a destination, or the parked key."""
+    shard: str
+    at: float
+    """Unix time at which it was spooled."""
+    body: bytes
+    """JSON; whoever spools it knows what it means."""
+    error_type: str = ""
+    error_message: str = ""
+    """Why it waits."""
+    number: int = 0
+    """Its place in the order, given by the spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolLimits:
+    """The most that a mapping may have in the spool, all kinds together."""
+
+    entries: int
+    size: int
+    """Bytes of the bodies."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolTotals:
+    """What waits under one key."""
+
+    kind: Literal["delivery", "parked"]
+    key: str
+    entries: int
+    size: int
+    """Bytes of the bodies."""
+    oldest: float
+    newest: float
+    """Unix times of spooling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that goes on after a restart where it was, such as a replay."""
+
+    id: str
+    state: bytes
+    """JSON; whoever saves it knows what it means."""
 
 
 # --- one invocation -----------------------------------------------------------------------------------------------------

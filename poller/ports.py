@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,19 +13,23 @@ if TYPE_CHECKING:
         ApiRequest,
         Checkpoint,
         Delivered,
+        Delivery,
         DeliveryFailed,
         Dropped,
-        Failure,
         FilteredOut,
         FunctionError,
         Invocation,
         Invoked,
+        Job,
         Received,
         Record,
         Refused,
         Reply,
         Settled,
         Shard,
+        SpoolEntry,
+        SpoolLimits,
+        SpoolTotals,
         StaleReceipts,
         StartAt,
         StateChanged,
@@ -160,13 +164,65 @@ class CheckpointStore(Protocol):
         ...
 
 
-class Destination(Protocol):
-    """Takes batches that are given up."""
+class Spool(Protocol):
+    """Keeps what waits for a better time, in order. Raises `poller.errors.StoreError` only.
 
-    async def send(self, failure: Failure) -> None:
+    What `put` and `remove` have returned from survives a kill of the process and, as far as the medium promises it, a loss of
+    power.
+    """
+
+    async def put(self, entries: Sequence[SpoolEntry], limits: SpoolLimits) -> bool:
+        """Add `entries` of one mapping behind all others, all or none of them; False when that would pass `limits`.
+
+        Those that are there already stay where they are. An empty spool takes what alone passes the limits: it would have
+        room for it never else.
+        """
+        ...
+
+    async def take(
+        self,
+        mapping: str,
+        kind: Literal["delivery", "parked"],
+        *,
+        key: str | None = None,
+        after: int = 0,
+        limit: int = 100,
+    ) -> Sequence[SpoolEntry]:
+        """The first `limit` entries with numbers above `after`, in order; of one key, or of all. They stay in the spool."""
+        ...
+
+    async def remove(self, mapping: str, numbers: Sequence[int]) -> None:
+        """Drop entries for good; a number that is not there is passed over."""
+        ...
+
+    async def totals(self, mapping: str | None = None) -> Mapping[str, Sequence[SpoolTotals]]:
+        """By mapping, what waits, a line for each kind and key, oldest first; of one mapping, or of all that have any."""
+        ...
+
+
+class Jobs(Protocol):
+    """Keeps what long jobs need to go on after a restart. Raises `poller.errors.StoreError` only."""
+
+    async def save_job(self, job: Job) -> None:
+        """Keep `job` in the place of the one of its id."""
+        ...
+
+    async def jobs(self) -> Sequence[Job]:
+        """All that are kept, in the order in which they were first saved."""
+        ...
+
+    async def remove_job(self, job_id: str) -> None:
+        """Forget a job; one that is not there is passed over."""
+        ...
+
+
+class Destination(Protocol):
+    """Takes what became of batches."""
+
+    async def send(self, delivery: Delivery) -> None:
         """Return when the destination has taken it for good; raises `poller.errors.PollerError` when it has not.
 
-        Sending the same failure again is allowed.
+        Sending the same delivery again is allowed. Raises `poller.errors.DocumentTooLarge` when it never will take it.
         """
         ...
 

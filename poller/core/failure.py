@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import NAMESPACE_OID, uuid5
 
 import orjson
 
@@ -89,6 +90,23 @@ def with_payload(document: dict[str, Any], event: dict[str, Any]) -> dict[str, A
         if name == "version":
             built["payload"] = orjson.dumps(event).decode()
     return built
+
+
+def delivery_id(mapping: str, document: dict[str, Any]) -> str:
+    """A UUID for what `document` tells of: the same when the same batch is given up again after a restart."""
+    info = document.get("KinesisBatchInfo") or document.get("DDBStreamBatchInfo") or {}
+    # The end of a window has no records: its request tells it from others.
+    first = info.get("startSequenceNumber") or document["requestContext"]["requestId"]
+    condition = document["requestContext"]["condition"]
+    named = (
+        mapping,
+        info.get("streamArn"),
+        info.get("shardId"),
+        first,
+        info.get("endSequenceNumber"),
+        condition,
+    )
+    return str(uuid5(NAMESPACE_OID, orjson.dumps(named).decode()))
 
 
 def _batch_info(records: Sequence[Record], origin: Origin) -> dict[str, Any]:

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from poller.errors import PollerError
-    from poller.model import Failure
+    from poller.model import Delivery
 
 
 class MemoryDestination:
-    """Takes every failure, or raises `broken` while that is set."""
+    """Takes every delivery, or raises `broken` while that is set."""
 
     def __init__(self) -> None:
-        self.failures: list[Failure] = []
+        self.deliveries: list[Delivery] = []
         self.broken: PollerError | None = None
 
-    async def send(self, failure: Failure) -> None:
+    async def send(self, delivery: Delivery) -> None:
         if self.broken is not None:
             raise self.broken
-        self.failures.append(failure)
+        self.deliveries.append(delivery)

@@ -15,7 +15,7 @@ from poller.errors import BadReply
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from poller.model import Failure
+    from poller.model import Delivery
 
     #: One call of the SQS API: operation, parameters, seconds until it is given up. Raises AwsError.
     Api = Callable[[str, dict[str, Any], float], Awaitable[dict[str, Any]]]
@@ -25,7 +25,7 @@ CALL_TIMEOUT = 30.0
 
 
 class SqsDestination:
-    """One queue, found by its name when the first failure is sent."""
+    """One queue, found by its name when the first delivery is sent."""
 
     def __init__(self, name: str, account: str, connect: Callable[[], Awaitable[Api]]) -> None:
         self._name = name
@@ -36,12 +36,12 @@ class SqsDestination:
     def __repr__(self) -> str:
         return f"<SqsDestination {self._name}>"
 
-    async def send(self, failure: Failure) -> None:
+    async def send(self, delivery: Delivery) -> None:
         """SendMessage; raises AwsError when SQS has not taken it, or has not said so."""
         api = await self._connect()
         if not self._url:
             self._url = await self._find(api)
-        body = orjson.dumps(failure.document).decode()
+        body = orjson.dumps(delivery.document).decode()
         reply = await api("SendMessage", {"QueueUrl": self._url, "MessageBody": body}, CALL_TIMEOUT)
         _member("SendMessage", reply, "MessageId")
 

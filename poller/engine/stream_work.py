@@ -34,14 +34,13 @@ from poller.core.retry import (
     Retry,
     StreamBatch,
     TooLarge,
-    backoff,
     decide_stream,
     expire,
     is_too_large,
 )
+from poller.engine.delivery import Outlet
 from poller.engine.work import DONE, Worked
-from poller.errors import PollerError
-from poller.model import Delivered, DeliveryFailed, Dropped, Failure, NotInvoked, Trouble
+from poller.model import Delivery, Dropped, Failed, NotInvoked, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,10 +98,10 @@ class StreamWork:
     ) -> None:
         """`closed` is called when a window has ended, which moves the checkpoint without a record."""
         self.window = window
-        self.doing = ""
-        """What it waits for, for `/status`; empty when that is nothing special."""
+        self._doing = ""
         self._batches = batches
         self._parts = parts
+        self._outlet = Outlet(batches.destination, parts) if batches.destination else None
         self._world = parts.world
         self._closed = closed
         self._mapping = batches.call.mapping
@@ -112,6 +111,11 @@ class StreamWork:
         self._seen = False
         # That of the attempt before, as long as its batch is tried again unchanged.
         self._request_id = ""
+
+    @property
+    def doing(self) -> str:
+        """What it waits for, for `/status`; empty when that is nothing special."""
+        return (self._outlet and self._outlet.waiting) or self._doing
 
     # --- batches --------------------------------------------------------------------------------------------------------
 
@@ -175,7 +179,7 @@ class StreamWork:
 
     def _begin_another(self) -> None:
         """What comes next is not the batch of the last attempt."""
-        self._request_id = self.doing = ""
+        self._request_id = self._doing = ""
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, less if the door closes; False when it is closed."""
@@ -194,7 +198,7 @@ class StreamWork:
                 self._begin_another()
                 return [first, second]
             case Retry(again, at):
-                self.doing = _retrying(again)
+                self._doing = _retrying(again)
                 return [again] if await self._pause(max(0.0, at - self._world.wall())) else None
             case _:
                 if not await self._give_up(decision):
@@ -245,36 +249,17 @@ class StreamWork:
     async def _give_up(self, given_up: GiveUp) -> bool:
         """Part with records once their destination has taken them, or without one; False when the door closed before."""
         records, condition = given_up.records, str(given_up.condition)
-        destination = self._batches.destination
-        if destination is None:
+        if self._outlet is None:
             first, last = (records[0].id, records[-1].id) if records else ("", "")
             self._parts.observer.dropped(
                 Dropped(self._mapping, self._shard, len(records), condition, first, last)
             )
-        elif await self._deliver(self._failure(given_up), destination):
-            self._parts.observer.delivered(Delivered(self._mapping, self._shard, len(records), condition))
-        else:
+        elif not await self._outlet.deliver(self._delivery(given_up)):
             return False
         await self._parts.settler.done(records)
         return True
 
-    async def _deliver(self, failed: Failure, destination: Destination) -> bool:
-        tries = 0
-        while True:
-            try:
-                await destination.send(failed)
-            except PollerError as error:
-                pause = backoff(tries, self._world.chance())
-                tries += 1
-                self.doing = f"waiting for the on-failure destination: {error}"
-                fact = DeliveryFailed(self._mapping, self._shard, str(error), pause)
-                self._parts.observer.delivery_failed(fact)
-                if not await self._pause(pause):
-                    return False
-            else:
-                return True
-
-    def _failure(self, given_up: GiveUp) -> Failure:
+    def _delivery(self, given_up: GiveUp) -> Delivery:
         at = self._world.wall()
         final = not given_up.records
         document = failure.document(
@@ -284,8 +269,20 @@ class StreamWork:
             at,
             failure.WindowInvoke(self.window, final) if self.window else None,
         )
-        event = self._event(self._fresh(given_up.records), final=final)
-        return Failure(self._mapping, self._shard, document, event, at)
+        error = given_up.outcome.error if isinstance(given_up.outcome, Failed) else None
+        return Delivery(
+            id=failure.delivery_id(self._mapping, document),
+            mapping=self._mapping,
+            shard=self._shard,
+            function_arn=self._batches.function_arn,
+            document=document,
+            event=self._event(self._fresh(given_up.records), final=final),
+            at=at,
+            records=len(given_up.records),
+            condition=str(given_up.condition),
+            error_type=error.error_type if error else "",
+            error_message=error.error_message if error else "",
+        )
 
     # --- windows --------------------------------------------------------------------------------------------------------
 

@@ -24,8 +24,7 @@ from poller.errors import (
     Throttled,
     Unreachable,
 )
-from poller.model import Failure
-from tests.engine.fakes import EPOCH, Recorder
+from tests.engine.fakes import Recorder, delivery_of
 from tests.scripted_aws import Close, CutOff, Refuse, Reply, ScriptedAws, Step
 from tests.scripted_session import Facts, open_aws
 
@@ -33,14 +32,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from poller.demo.emulator import Emulator
+    from poller.model import Delivery
 
 pytestmark = pytest.mark.anyio
 
 REGION = "eu-west-1"
 
 
-def failure(**document: Any) -> Failure:
-    return Failure("clicks", "shardId-000000000003", {"version": "1.0"} | document, {}, EPOCH)
+def failure(**document: Any) -> Delivery:
+    return delivery_of({"version": "1.0"} | document)
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ from poller.config import Aws
 from poller.destinations.memory import MemoryDestination
 from poller.destinations.sqs import SqsDestination
 from poller.errors import AwsError, PollerError, ResourceNotFound
-from poller.model import Failure
-from tests.engine.fakes import EPOCH, Recorder
+from tests.engine.fakes import Recorder, delivery_of
 from tests.scripted_aws import Refuse
 from tests.scripted_session import open_aws
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from poller.model import Delivery
     from poller.ports import Destination
     from tests.scripted_aws import ScriptedAws
 
@@ -42,9 +42,9 @@ DOCUMENTS = [
 ]
 
 
-def failure(name: str = DOCUMENTS[0], **changes: Any) -> Failure:
+def failure(name: str = DOCUMENTS[0], **changes: Any) -> Delivery:
     document = json.loads((EXAMPLES / name).read_text()) | changes
-    return Failure("clicks", "shardId-000000000003", document, {"Records": [{"secret": 1}]}, EPOCH)
+    return delivery_of(document, {"Records": [{"secret": 1}]})
 
 
 # --- the places ---------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ class Memory(Place):
         self.destination = self.memory = MemoryDestination()
 
     async def taken(self) -> list[dict[str, Any]]:
-        return [failure.document for failure in self.memory.failures]
+        return [delivery.document for delivery in self.memory.deliveries]
 
     async def break_down(self) -> None:
         self.memory.broken = ResourceNotFound("no such list")

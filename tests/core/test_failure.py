@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
-from poller.core.failure import LastInvoke, Origin, WindowInvoke, document, with_payload
+from poller.core.failure import LastInvoke, Origin, WindowInvoke, delivery_id, document, with_payload
 from poller.core.retry import Condition, GiveUp, TooLarge
 from poller.core.windows import STATE_LIMIT, Window
 from poller.model import Failed, FunctionError, PartlyFailed, Record
@@ -122,3 +123,40 @@ def test_times_have_milliseconds_for_kinesis_and_whole_seconds_for_dynamodb(time
     built = document(given_up, BASKETS, INVOKE, time)
     assert built["timestamp"] == kinesis
     assert built["DDBStreamBatchInfo"]["approximateArrivalOfFirstRecord"] == dynamodb
+
+
+def test_what_is_given_up_again_after_a_restart_has_the_same_id():
+    again = example("dest-kinesis-retries-exhausted.json")
+    again["requestContext"] |= {"requestId": "another", "approximateInvokeCount": 7}
+    again["timestamp"] = "2026-01-16T09:00:00.000Z"
+    first = delivery_id("clicks", example("dest-kinesis-retries-exhausted.json"))
+    assert delivery_id("clicks", again) == first == str(UUID(first))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shardId": "shardId-000000000099"},
+        {"startSequenceNumber": "1"},
+        {"endSequenceNumber": "99"},
+        {"streamArn": "arn:aws:kinesis:eu-west-1:123456789012:stream/others"},
+    ],
+)
+def test_other_records_have_another_id(change):
+    told = example("dest-kinesis-retries-exhausted.json")
+    before = delivery_id("clicks", told)
+    told["KinesisBatchInfo"] |= change
+    assert delivery_id("clicks", told) != before
+
+
+def test_another_mapping_or_condition_has_another_id():
+    told = example("dest-dynamodb-retries-exhausted.json")
+    aged = told | {"requestContext": told["requestContext"] | {"condition": "RecordAgeExceeded"}}
+    ids = {delivery_id(*of) for of in (("a", told), ("b", told), ("a", aged))}
+    assert len(ids) == 3
+
+
+def test_the_ends_of_two_windows_without_records_are_told_apart_by_their_requests():
+    told = example("dest-dynamodb-window-final-s3-object.json")
+    other = told | {"requestContext": told["requestContext"] | {"requestId": "another"}}
+    assert delivery_id("baskets", told) != delivery_id("baskets", other)

@@ -24,7 +24,7 @@ from poller.engine.invoker import FunctionPlan, Invoker, World
 from poller.engine.pipeline import Pipeline, Plan
 from poller.engine.slots import Places, Slots
 from poller.engine.work import QueueWork
-from poller.model import FunctionError, Record, Refused, Returned, Shard, StateChanged
+from poller.model import Delivery, FunctionError, Record, Refused, Returned, Shard, StateChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
@@ -39,6 +39,21 @@ EPOCH = 1_700_000_000.0
 OK = Returned(None)
 ERROR = FunctionError("ValueError", "no such order")
 BUSY = Refused("no worker is free")
+
+
+def delivery_of(document: dict[str, Any], event: dict[str, Any] | None = None) -> Delivery:
+    """A delivery of a batch of one record that is given up."""
+    return Delivery(
+        id="5f3c1d8e-0000-4000-8000-000000000001",
+        mapping="clicks",
+        shard="shardId-000000000003",
+        function_arn="arn:aws:lambda:eu-west-1:123456789012:function:clicks",
+        document=document,
+        event=event,
+        at=EPOCH,
+        records=1,
+        condition="RetryAttemptsExhausted",
+    )
 
 
 # --- time and chance ----------------------------------------------------------------------------------------------------

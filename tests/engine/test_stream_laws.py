@@ -268,7 +268,7 @@ class Trial:
     # --- the laws -------------------------------------------------------------------------------------------------------
 
     def note_given_up(self):
-        for failure in self.destination.failures:
+        for failure in self.destination.deliveries:
             info = failure.document["KinesisBatchInfo"]
             first, last = int(info["startSequenceNumber"]), int(info["endSequenceNumber"])
             ids = [record.id for record in self.stream.records[failure.shard]]

@@ -299,7 +299,7 @@ async def test_destinations_are_told_of_the_window():
         put_at(clicks.stream, second)
     async with clicks.running():
         await settle_down()
-    batch, end = clicks.destination.failures
+    batch, end = clicks.destination.deliveries
     bounds = {"start": "2023-11-14T22:13:20Z", "end": "2023-11-14T22:13:30Z"}
     told = {"window": bounds, "isFinalInvokeForWindow": False, "isWindowTerminatedEarly": False}
     assert batch.document["timeWindowInfo"] == told

@@ -159,9 +159,9 @@ async def test_a_batch_that_gets_too_old_is_given_up_on_the_second():
     clicks.destination = MemoryDestination()
     async with clicks.running():
         await anyio.sleep(59.9)
-        assert clicks.destination.failures == []
+        assert clicks.destination.deliveries == []
         await anyio.sleep(0.2)
-    first, second = clicks.destination.failures
+    first, second = clicks.destination.deliveries
     assert first.at == EPOCH + 60
     context = first.document["requestContext"]
     assert (context["condition"], context["approximateInvokeCount"]) == ("RecordAgeExceeded", 7)
@@ -205,7 +205,7 @@ async def test_neighbours_that_got_too_old_apart_from_each_other_are_told_with_t
     assert clicks.function.batches == [["1", "2", "3", "4"], ["2", "4"]]
     assert [
         (failure.document["requestContext"]["requestId"], *batch_info(failure))
-        for failure in clicks.destination.failures
+        for failure in clicks.destination.deliveries
     ] == [("r-1", "1", "1", 1), ("r-1", "3", "3", 1)]
     assert request_ids(clicks) == ["r-1", "r-2"]
 
@@ -228,7 +228,10 @@ async def test_runs_that_got_too_old_are_settled_once_although_the_door_closes_b
         clicks.destination.broken = None
         keeper.open()
         await settle_down()
-    assert [batch_info(failure) for failure in clicks.destination.failures] == [("1", "1", 1), ("3", "3", 1)]
+    assert [batch_info(failure) for failure in clicks.destination.deliveries] == [
+        ("1", "1", 1),
+        ("3", "3", 1),
+    ]
     assert clicks.function.batches == [["2", "4"]]
     assert (committed(clicks), await clicks.position_of()) == (4, "4")
 
@@ -330,7 +333,7 @@ async def test_what_a_partial_response_leaves_has_the_retries_of_a_new_batch():
         assert position(clicks) == "2"
         await anyio.sleep(LONG_ENOUGH)
     assert clicks.function.batches == [["1", "2", "3"], *[["3"]] * 4]
-    (failure,) = clicks.destination.failures
+    (failure,) = clicks.destination.deliveries
     assert failure.document["requestContext"]["approximateInvokeCount"] == 4
     assert failure.document["responseContext"]["functionError"] is None
     assert batch_info(failure) == ("3", "3", 1)
@@ -358,7 +361,7 @@ async def test_a_single_record_that_is_too_large_is_given_up_without_its_handler
         await settle_down()
         assert clicks.function.batches == [["2"]]
         assert position(clicks) == "2"
-    (failure,) = clicks.destination.failures
+    (failure,) = clicks.destination.deliveries
     assert failure.document["requestContext"]["approximateInvokeCount"] == 3
     assert "responseContext" not in failure.document
     assert batch_info(failure) == ("1", "1", 1)
@@ -389,7 +392,7 @@ async def test_a_batch_that_is_given_up_goes_to_its_destination():
     clicks.stream.put(2)
     async with worked(clicks):
         pass
-    (failure,) = clicks.destination.failures
+    (failure,) = clicks.destination.deliveries
     assert (failure.mapping, failure.shard, failure.at) == ("clicks", "shard-000", EPOCH + 0.5)
     assert failure.document == {
         "requestContext": {
@@ -453,7 +456,7 @@ async def test_a_destination_that_is_down_is_waited_for_and_the_shard_says_so():
         DeliveryFailed("clicks", "shard-000", "s3:PutObject is missing", pause)
         for pause in (0.5, 1.0, 2.0, 4.0)
     ]
-    assert len(clicks.destination.failures) == 1
+    assert len(clicks.destination.deliveries) == 1
     assert (clicks.ids, await clicks.position_of()) == (["1", "2"], "2")
 
 
@@ -531,7 +534,7 @@ async def test_what_a_closing_door_leaves_is_worked_on_in_the_same_order_when_it
         keeper.open()
         await anyio.sleep(1)
     after = [id_ for batch in clicks.function.batches[seen:] for id_ in batch]
-    if clicks.destination and clicks.destination.failures:
+    if clicks.destination and clicks.destination.deliveries:
         # It was open again before anybody had gone away.
         after = ["1", "2", *after]
     assert after == ["1", "2", "3", "4", "5"]
@@ -640,7 +643,9 @@ async def test_every_attempt_gets_a_fresh_event_whatever_the_handler_did_to_the_
         pass
     halves = [["1"]] * 3 + [["2"]] * 3
     assert attempts == ([["1", "2"], *halves] if bisect else [["1", "2"]] * 3)
-    given_up = [record["messageId"] for one in clicks.destination.failures for record in one.event["Records"]]
+    given_up = [
+        record["messageId"] for one in clicks.destination.deliveries for record in one.event["Records"]
+    ]
     assert given_up == ["1", "2"]
 
 

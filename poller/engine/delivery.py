@@ -1,0 +1,66 @@
+"""Brings what became of batches to a destination, for as long as it takes.
+
+A batch is given up only when its destination has taken it (law 1). While that is down, whoever delivers waits and says so; the
+door's closing ends the wait, with the batch still to be delivered.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+
+from poller.core.retry import backoff
+from poller.errors import PollerError
+from poller.model import Delivered, DeliveryFailed
+
+if TYPE_CHECKING:
+    from poller.engine.parts import Parts
+    from poller.model import Delivery
+    from poller.ports import Destination
+
+
+class Outlet:
+    """The way to one destination, for one worker at a time."""
+
+    def __init__(self, destination: Destination, parts: Parts) -> None:
+        self.waiting = ""
+        """What it waits for, for `/status`; empty when nothing is in its way."""
+        self._destination = destination
+        self._door = parts.door
+        self._observer = parts.observer
+        self._world = parts.world
+
+    async def deliver(self, delivery: Delivery) -> bool:
+        """Return True when the destination has taken it, False when the door closed before."""
+        try:
+            return await self._deliver(delivery)
+        finally:
+            self.waiting = ""
+
+    async def _deliver(self, delivery: Delivery) -> bool:
+        tries = 0
+        while not await self._try(delivery, tries):
+            if not self._door.is_open:
+                return False
+            tries += 1
+        self._observer.delivered(
+            Delivered(delivery.mapping, delivery.shard, delivery.records, delivery.condition)
+        )
+        return True
+
+    async def _try(self, delivery: Delivery, tries: int) -> bool:
+        """Send once; when that fails, the pause that follows."""
+        try:
+            await self._destination.send(delivery)
+        except PollerError as error:
+            pause = backoff(tries, self._world.chance())
+            kind = "on-success" if delivery.succeeded else "on-failure"
+            self.waiting = f"waiting for the {kind} destination: {error}"
+            self._observer.delivery_failed(
+                DeliveryFailed(delivery.mapping, delivery.shard, str(error), pause)
+            )
+            await self._door.unless_closed(partial(anyio.sleep, pause))
+            return False
+        return True
