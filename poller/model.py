@@ -93,11 +93,14 @@ class Delivery:
     error_message: str = ""
 
 
+SpoolKind = Literal["delivery", "parked"]
+
+
 @dataclass(frozen=True, slots=True)
 class SpoolEntry:
     """Something that waits in the state store for a better time: a delivery, or a record of a parked key."""
 
-    kind: Literal["delivery", "parked"]
+    kind: SpoolKind
     mapping: str
     id: str
     """Unique among those of its kind and mapping; what is put under it a second time changes nothing."""
@@ -110,7 +113,7 @@ class SpoolEntry:
     """JSON; whoever spools it knows what it means."""
     error_type: str = ""
     error_message: str = ""
-    """Why it waits."""
+    """Of the function: why it came to this."""
     number: int = 0
     """Its place in the order, given by the spool."""
 
@@ -128,14 +131,14 @@ class SpoolLimits:
 class SpoolTotals:
     """What waits under one key."""
 
-    kind: Literal["delivery", "parked"]
+    kind: SpoolKind
     key: str
     entries: int
     size: int
     """Bytes of the bodies."""
     oldest: float
     newest: float
-    """Unix times of spooling."""
+    """Unix times of spooling, of the first and of the last of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Settled,
         Shard,
         SpoolEntry,
+        SpoolKind,
         SpoolLimits,
         SpoolTotals,
         StaleReceipts,
@@ -182,7 +183,7 @@ class Spool(Protocol):
     async def take(
         self,
         mapping: str,
-        kind: Literal["delivery", "parked"],
+        kind: SpoolKind,
         *,
         key: str | None = None,
         after: int = 0,
@@ -195,8 +196,10 @@ class Spool(Protocol):
         """Drop entries for good; a number that is not there is passed over."""
         ...
 
-    async def totals(self, mapping: str | None = None) -> Mapping[str, Sequence[SpoolTotals]]:
-        """By mapping, what waits, a line for each kind and key, oldest first; of one mapping, or of all that have any."""
+    async def totals(
+        self, mapping: str | None = None, kind: SpoolKind | None = None
+    ) -> Mapping[str, Sequence[SpoolTotals]]:
+        """What waits, by mapping: a line for each kind and key, oldest first. Of one mapping or kind, or of all."""
         ...
 
 
@@ -214,6 +217,17 @@ class Jobs(Protocol):
     async def remove_job(self, job_id: str) -> None:
         """Forget a job; one that is not there is passed over."""
         ...
+
+
+@runtime_checkable
+class Spooling(Protocol):
+    """A checkpoint store that keeps more than checkpoints, on the same medium."""
+
+    @property
+    def spool(self) -> Spool: ...
+
+    @property
+    def jobs(self) -> Jobs: ...
 
 
 class Destination(Protocol):

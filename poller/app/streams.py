@@ -25,6 +25,8 @@ from poller.engine.invoker import Call
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
 from poller.engine.stream_work import Batches
+from poller.errors import StoreError
+from poller.ports import Spooling
 from poller.sources import dynamodb_streams, kinesis
 from poller.sources.dynamodb_streams import DynamoDbSource, DynamoDbStream
 from poller.sources.fan_out import FanOutSource, ensure_consumer
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from poller.aws.session import AwsSession
     from poller.config import Config, Mapping
     from poller.engine.invoker import Invoker
-    from poller.ports import CheckpointStore, Observer, Source
+    from poller.ports import CheckpointStore, Jobs, Observer, Source, Spool
 
 #: Seconds that a receive waits; a shard is read as often as its own pace says, whatever this is.
 RECEIVE_WAIT = 20.0
@@ -59,6 +61,20 @@ class State:
             if self._store is None:
                 self._store = await open_store(self._where)
             return self._store
+
+    async def spool(self) -> Spool:
+        """What the store keeps besides; raises StoreError when that is nothing, or it cannot be used."""
+        return (await self._spooling()).spool
+
+    async def jobs(self) -> Jobs:
+        """As `spool`."""
+        return (await self._spooling()).jobs
+
+    async def _spooling(self) -> Spooling:
+        store = await self.store()
+        if not isinstance(store, Spooling):
+            raise StoreError(f"[daemon] state = {self._where} keeps checkpoints only: name a sqlite:PATH")
+        return store
 
     async def aclose(self) -> None:
         """Finish what is being saved."""

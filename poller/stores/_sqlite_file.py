@@ -32,6 +32,68 @@ MIGRATIONS = (
         PRIMARY KEY (mapping, shard)
     );
     """,
+    # AUTOINCREMENT gives no number twice: what was read of the spool is never mistaken for what came later. The body is the
+    # last column, so that whoever looks at the others never reads it. Triggers keep the totals in the transaction of what they
+    # count.
+    """
+    CREATE TABLE spool (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        mapping TEXT NOT NULL,
+        id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        shard TEXT NOT NULL,
+        at REAL NOT NULL,
+        error_type TEXT NOT NULL,
+        error_message TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        UNIQUE (mapping, kind, id)
+    );
+    CREATE INDEX spool_by_kind ON spool (mapping, kind);
+    CREATE INDEX spool_by_key ON spool (mapping, kind, key);
+    CREATE TABLE spool_of_mapping (
+        mapping TEXT PRIMARY KEY,
+        entries INTEGER NOT NULL,
+        size INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE spool_of_key (
+        mapping TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        key TEXT NOT NULL,
+        entries INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        oldest REAL NOT NULL,
+        newest REAL NOT NULL,
+        PRIMARY KEY (mapping, kind, key)
+    ) WITHOUT ROWID;
+    CREATE TRIGGER spool_put AFTER INSERT ON spool BEGIN
+        INSERT INTO spool_of_mapping VALUES (new.mapping, 1, new.size)
+            ON CONFLICT (mapping) DO UPDATE SET entries = entries + 1, size = size + excluded.size;
+        INSERT INTO spool_of_key VALUES (new.mapping, new.kind, new.key, 1, new.size, new.at, new.at)
+            ON CONFLICT (mapping, kind, key) DO UPDATE SET
+                entries = entries + 1, size = size + excluded.size, newest = excluded.newest;
+    END;
+    CREATE TRIGGER spool_remove AFTER DELETE ON spool BEGIN
+        UPDATE spool_of_mapping SET entries = entries - 1, size = size - old.size WHERE mapping = old.mapping;
+        DELETE FROM spool_of_mapping WHERE mapping = old.mapping AND entries = 0;
+        DELETE FROM spool_of_key
+            WHERE mapping = old.mapping AND kind = old.kind AND key = old.key AND entries = 1;
+        UPDATE spool_of_key SET
+                entries = entries - 1,
+                size = size - old.size,
+                oldest = (SELECT at FROM spool WHERE mapping = old.mapping AND kind = old.kind AND key = old.key
+                    ORDER BY number LIMIT 1),
+                newest = (SELECT at FROM spool WHERE mapping = old.mapping AND kind = old.kind AND key = old.key
+                    ORDER BY number DESC LIMIT 1)
+            WHERE mapping = old.mapping AND kind = old.kind AND key = old.key;
+    END;
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        state BLOB NOT NULL
+    );
+    """,
 )
 
 PRAGMAS = (
@@ -44,6 +106,16 @@ PRAGMAS = (
     # On a Mac, only this reaches the disk. Elsewhere it does nothing.
     "fullfsync = ON",
     "journal_size_limit = 16777216",
+)
+
+#: The value is at fault, not the file: the other requests of a transaction go on.
+UNFIT = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    ValueError,
+    OverflowError,
 )
 
 _CURES = {

@@ -1,4 +1,4 @@
-"""Checkpoints in memory: for tests, and for mappings that may begin anew with the process."""
+"""State in memory: for tests, and for mappings that may begin anew with the process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from poller.core.positions import position
+from poller.stores._memory_spool import MemorySpool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,8 @@ class MemoryStore:
     """A `poller.ports.CheckpointStore` that ends with the process."""
 
     def __init__(self) -> None:
+        self.spool = self.jobs = MemorySpool()
+        """What waits, and the jobs."""
         self._checkpoints: defaultdict[str, dict[str, Checkpoint]] = defaultdict(dict)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints in a SQLite file, for one daemon on one machine."""
+"""Checkpoints in a SQLite file, for one daemon on one machine; what else the file keeps is in `_spool_table`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from poller.core.positions import position
 from poller.errors import StoreError
 from poller.model import Checkpoint
 from poller.stores._group_commit import GroupCommit
-from poller.stores._sqlite_file import damaged, explain, open_file
+from poller.stores._spool_table import SqliteSpool, Statement
+from poller.stores._sqlite_file import UNFIT, damaged, explain, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,15 +30,6 @@ _KEEP_THE_FURTHEST = """
         finished = excluded.finished
     WHERE excluded.position >= checkpoints.position
 """
-#: The value is at fault, not the file: the other requests go on.
-_UNFIT = (
-    sqlite3.IntegrityError,
-    sqlite3.DataError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    ValueError,
-    OverflowError,
-)
 
 
 class _Load(NamedTuple):
@@ -57,7 +49,7 @@ class _Seek(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-_Request = _Load | _Save | _Seek
+_Request = _Load | _Save | _Seek | Statement
 
 
 class SqliteStore:
@@ -68,6 +60,8 @@ class SqliteStore:
 
     def __init__(self, path: Path, commits: GroupCommit[_Request]) -> None:
         self.path = path
+        self.spool = self.jobs = SqliteSpool(commits.ask)
+        """What waits, and the jobs, in the same file."""
         self._commits = commits
 
     def __repr__(self) -> str:
@@ -141,8 +135,10 @@ class _Table:
                 saves[request[:2]] = request
             elif isinstance(request, _Load):
                 answers.append(self._load(request.mapping))
-            else:
+            elif isinstance(request, _Seek):
                 answers.append(self._seek(request))
+            else:
+                answers.append(request.answer(self._connection))
         if saves:
             answers += self._save(list(saves.values()))
         return answers
@@ -151,7 +147,7 @@ class _Table:
         statement = f"INSERT INTO checkpoints VALUES {', '.join([_ROW] * len(saves))} {_KEEP_THE_FURTHEST}"
         try:
             cursor = self._connection.execute(statement, [value for save in saves for value in _row(save)])
-        except _UNFIT as error:
+        except UNFIT as error:
             if len(saves) == 1:
                 return [_unfit(saves[0], error)]
             return [answer for save in saves for answer in self._save([save])]
@@ -184,7 +180,7 @@ class _Table:
         save = _Save(mapping, shard, position(checkpoint), checkpoint)
         try:
             self._connection.execute(f"INSERT OR REPLACE INTO checkpoints VALUES {_ROW}", _row(save))
-        except _UNFIT as error:
+        except UNFIT as error:
             return _unfit(save, error)
         return None
 

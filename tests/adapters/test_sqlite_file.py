@@ -7,13 +7,14 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from poller.errors import StoreError
-from poller.model import Checkpoint
+from poller.model import Checkpoint, Job, SpoolEntry, SpoolLimits
 from poller.stores import _sqlite_file
 from poller.stores.sqlite import SqliteStore
 from tests.adapters.sqlite_files import a_state_file, cut_in_half, names, opened, put, refusal, statement
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 NOBODY = 65534
+AN_ENTRY = SpoolEntry("delivery", "clicks", "id-1", "arn:aws:sqs:eu-west-1:1:failed", "shard-0", 1.5, b"{}")
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ async def test_a_commit_reaches_the_disk_before_it_is_answered(path: Path):
         "synchronous": full,
         "locking_mode": "exclusive",
         "application_id": _sqlite_file.APPLICATION_ID,
-        "user_version": 1,
+        "user_version": len(_sqlite_file.MIGRATIONS),
     }
 
 
@@ -141,8 +143,10 @@ async def test_the_database_of_another_application_is_refused(path: Path):
 
 async def test_the_file_of_a_newer_poller_is_refused(path: Path):
     await a_state_file(path)
-    statement(path, "PRAGMA user_version = 2")
-    assert "written by a newer poller (schema 2, this one knows 1): run that one" in await refusal(path)
+    known = len(_sqlite_file.MIGRATIONS)
+    statement(path, f"PRAGMA user_version = {known + 1}")
+    line = await refusal(path)
+    assert f"written by a newer poller (schema {known + 1}, this one knows {known}): run that one" in line
 
 
 async def test_the_file_of_a_newer_poller_that_was_killed_is_refused(path: Path, tmp_path: Path):
@@ -150,13 +154,13 @@ async def test_the_file_of_a_newer_poller_that_was_killed_is_refused(path: Path,
     left = tmp_path / "left" / "poller.db"
     os.mkdir(left.parent)
     with closing(sqlite3.connect(path, isolation_level=None)) as newer:
-        newer.execute("PRAGMA user_version = 2")
+        newer.execute("PRAGMA user_version = 99")
         for suffix in ("", "-wal"):
             shutil.copy(f"{path}{suffix}", f"{left}{suffix}")
     with pytest.raises(StoreError, match="written by a newer poller"):
         await SqliteStore.open(left, patience=0)
     with closing(sqlite3.connect(left)) as newer:
-        assert newer.execute("PRAGMA user_version").fetchone() == (2,)
+        assert newer.execute("PRAGMA user_version").fetchone() == (99,)
         assert newer.execute("SELECT count(*) FROM checkpoints").fetchone() == (1,)
 
 
@@ -212,7 +216,23 @@ async def test_an_older_file_is_brought_up_to_date_with_what_it_holds(
         assert await store.load("clicks") == {"shard-0": Checkpoint("1")}
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT * FROM leases").fetchall() == []
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
+
+
+@pytest.mark.parametrize("schema", range(1, len(_sqlite_file.MIGRATIONS)))
+async def test_a_file_of_every_older_schema_is_brought_up_to_date_and_can_do_what_a_new_one_can(
+    path: Path, monkeypatch: pytest.MonkeyPatch, schema: int
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(_sqlite_file, "MIGRATIONS", _sqlite_file.MIGRATIONS[:schema])
+        await a_state_file(path)
+    async with opened(path) as store:
+        assert await store.load("clicks") == {"shard-0": Checkpoint("1")}
+        assert await store.spool.put([AN_ENTRY], SpoolLimits(10, 1000))
+        await store.jobs.save_job(Job("a", b"{}"))
+    async with opened(path) as store:
+        assert await store.spool.take("clicks", "delivery") == [replace(AN_ENTRY, number=1)]
+        assert await store.jobs.jobs() == [Job("a", b"{}")]
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch):
