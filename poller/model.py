@@ -344,23 +344,29 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A batch that was given up, and that its on-failure destination has taken."""
+    """What became of a batch was taken by its destination."""
 
     mapping: str
     shard: str
+    """Empty for a queue."""
     records: int
     condition: str
+    succeeded: bool = False
+    """True for an on-success destination."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryFailed:
-    """An on-failure destination did not take a batch; the shard waits for it."""
+    """A destination did not take what became of a batch, which waits for it."""
 
     mapping: str
     shard: str
+    """Empty for a queue."""
     error: str
-    retry_in: float
-    """Seconds until the next try."""
+    retry_in: float | None
+    """Seconds until the next try; None when it is too large for the destination, so that there will be none."""
+    succeeded: bool = False
+    """True for an on-success destination."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""The document that an on-failure destination gets about a batch that is given up (spec 5.7).
+"""The document that an on-failure destination gets about a batch that is given up (spec 5.7), and the size of documents.
 
 Its members come in the order seen on AWS. It says where the records are, not what they were: only an S3 object holds the event.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 import orjson
 
+from poller.errors import DocumentTooLarge
 from poller.model import Failed, PartlyFailed
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from poller.core.retry import GiveUp
     from poller.core.windows import Window
     from poller.model import Record
+
+
+#: The condition of a batch that a function has finished.
+SUCCESS = "Success"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +94,36 @@ def with_payload(document: dict[str, Any], event: dict[str, Any]) -> dict[str, A
     for name, value in document.items():
         built[name] = value
         if name == "version":
-            built["payload"] = orjson.dumps(event).decode()
+            built["payload"] = encoded(event).decode()
     return built
+
+
+def encoded(value: Any) -> bytes:
+    """Write JSON that every destination takes, whatever a producer or a handler has said."""
+    try:
+        body = orjson.dumps(value)
+    except TypeError:  # a lone surrogate, or an integer of more than 64 bits
+        plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        body = json.dumps(plain, separators=(",", ":")).encode()
+    # The only characters of a JSON text that SQS refuses; in one they stand in strings, and may be written so.
+    return body.replace("\ufffe".encode(), b"\\ufffe").replace("\uffff".encode(), b"\\uffff")
+
+
+def fitted(document: dict[str, Any], limit: int) -> bytes:
+    """Write `document` in at most `limit` bytes.
+
+    The record of an invocation parts with its response for that and, when it was a success, with its request: that of a
+    failure is all that is left of its records. Raises DocumentTooLarge when it still does not fit.
+    """
+    body = encoded(document)
+    succeeded = document["requestContext"]["condition"] == SUCCESS
+    for member in ("responsePayload", "requestPayload") if succeeded else ("responsePayload",):
+        if len(body) > limit and member in document:
+            document = {name: value for name, value in document.items() if name != member}
+            body = encoded(document)
+    if len(body) > limit:
+        raise DocumentTooLarge(f"a document of {len(body)} bytes; the destination takes {limit}")
+    return body
 
 
 def delivery_id(mapping: str, document: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Brings what became of batches to a destination, for as long as it takes.
 
 A batch is given up only when its destination has taken it (law 1). While that is down, whoever delivers waits and says so; the
-door's closing ends the wait, with the batch still to be delivered.
+door's closing ends the wait, with the batch still to be delivered. What is too large for the destination is the one thing that
+waiting cannot help: whoever delivers decides what becomes of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from poller.core.retry import backoff
-from poller.errors import PollerError
+from poller.errors import DocumentTooLarge, PollerError
 from poller.model import Delivered, DeliveryFailed
 
 if TYPE_CHECKING:
@@ -33,11 +34,20 @@ class Outlet:
         self._world = parts.world
 
     async def deliver(self, delivery: Delivery) -> bool:
-        """Return True when the destination has taken it, False when the door closed before."""
+        """Return True when the destination has taken it, False when the door closed before.
+
+        Raises DocumentTooLarge, of which nothing is told yet, when it never will take it.
+        """
         try:
             return await self._deliver(delivery)
         finally:
             self.waiting = ""
+
+    def tell_too_large(self, delivery: Delivery, error: DocumentTooLarge) -> None:
+        """Tell that `delivery` is not tried again."""
+        self._observer.delivery_failed(
+            DeliveryFailed(delivery.mapping, delivery.shard, str(error), None, delivery.succeeded)
+        )
 
     async def _deliver(self, delivery: Delivery) -> bool:
         tries = 0
@@ -46,7 +56,9 @@ class Outlet:
                 return False
             tries += 1
         self._observer.delivered(
-            Delivered(delivery.mapping, delivery.shard, delivery.records, delivery.condition)
+            Delivered(
+                delivery.mapping, delivery.shard, delivery.records, delivery.condition, delivery.succeeded
+            )
         )
         return True
 
@@ -54,12 +66,14 @@ class Outlet:
         """Send once; when that fails, the pause that follows."""
         try:
             await self._destination.send(delivery)
+        except DocumentTooLarge:
+            raise
         except PollerError as error:
             pause = backoff(tries, self._world.chance())
             kind = "on-success" if delivery.succeeded else "on-failure"
             self.waiting = f"waiting for the {kind} destination: {error}"
             self._observer.delivery_failed(
-                DeliveryFailed(delivery.mapping, delivery.shard, str(error), pause)
+                DeliveryFailed(delivery.mapping, delivery.shard, str(error), pause, delivery.succeeded)
             )
             await self._door.unless_closed(partial(anyio.sleep, pause))
             return False

@@ -182,7 +182,8 @@ class Board:
         self.of(fact.mapping).dropped += fact.records
 
     def delivered(self, fact: Delivered) -> None:
-        self.of(fact.mapping).delivered += fact.records
+        if not fact.succeeded:
+            self.of(fact.mapping).delivered += fact.records
 
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         self.of(fact.mapping).last_error = fact.error

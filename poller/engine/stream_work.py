@@ -11,7 +11,7 @@ half of a bisected batch before the second, the rest of a partly failed one afte
 
 Records are settled as the objects that were received. What a handler has seen it may have changed, so from the second attempt
 on the events are built anew. A batch is given up only when its on-failure destination has taken it (law 1); while that is down
-the lane waits, and says so. The door's closing ends every pause; what is left then is handed back, in its order, unless the
+the lane waits, and says so; only what is too large for it is dropped. The door's closing ends every pause; what is left then is handed back, in its order, unless the
 door is open again by the time that this runs: whoever opened it has not seen anything come back.
 
 With a tumbling window every batch is cut at its window's end, and each window ends with an invocation of its own, which the
@@ -40,6 +40,7 @@ from poller.core.retry import (
 )
 from poller.engine.delivery import Outlet
 from poller.engine.work import DONE, Worked
+from poller.errors import DocumentTooLarge
 from poller.model import Delivery, Dropped, Failed, NotInvoked, Trouble
 
 if TYPE_CHECKING:
@@ -248,16 +249,29 @@ class StreamWork:
 
     async def _give_up(self, given_up: GiveUp) -> bool:
         """Part with records once their destination has taken them, or without one; False when the door closed before."""
-        records, condition = given_up.records, str(given_up.condition)
         if self._outlet is None:
-            first, last = (records[0].id, records[-1].id) if records else ("", "")
-            self._parts.observer.dropped(
-                Dropped(self._mapping, self._shard, len(records), condition, first, last)
-            )
-        elif not await self._outlet.deliver(self._delivery(given_up)):
+            self._drop(given_up)
+        elif not await self._deliver(given_up, self._outlet):
             return False
-        await self._parts.settler.done(records)
+        await self._parts.settler.done(given_up.records)
         return True
+
+    async def _deliver(self, given_up: GiveUp, outlet: Outlet) -> bool:
+        delivery = self._delivery(given_up)
+        try:
+            return await outlet.deliver(delivery)
+        except DocumentTooLarge as error:
+            # As on Lambda, that is the end of it: no other try can come to anything, and the shard must go on.
+            outlet.tell_too_large(delivery, error)
+            self._drop(given_up)
+            return True
+
+    def _drop(self, given_up: GiveUp) -> None:
+        records = given_up.records
+        first, last = (records[0].id, records[-1].id) if records else ("", "")
+        self._parts.observer.dropped(
+            Dropped(self._mapping, self._shard, len(records), str(given_up.condition), first, last)
+        )
 
     def _delivery(self, given_up: GiveUp) -> Delivery:
         at = self._world.wall()

@@ -243,7 +243,7 @@ class LogObserver:
 
     def dropped(self, fact: Dropped) -> None:
         _log.error(
-            "%s: %d records are given up and dropped: %s; an on-failure destination would keep them",
+            "%s: %d records are given up and dropped: %s; an on-failure destination that takes them would keep them",
             fact.shard,
             fact.records,
             fact.condition,
@@ -251,20 +251,30 @@ class LogObserver:
         )
 
     def delivered(self, fact: Delivered) -> None:
+        if fact.succeeded:
+            if _log.isEnabledFor(logging.DEBUG):
+                message = "%s: %d records sent to the on-success destination"
+                _log.debug(message, _place(fact), fact.records, extra=_delivery(fact))
+            return
         _log.warning(
             "%s: %d records are given up and sent to the on-failure destination: %s",
-            fact.shard,
+            _place(fact),
             fact.records,
             fact.condition,
-            extra={"mapping": fact.mapping, "shard": fact.shard},
+            extra=_delivery(fact),
         )
 
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         error = _redacted(fact.error)
+        kind = "on-success" if fact.succeeded else "on-failure"
+        if fact.retry_in is None:
+            message = "%s: the %s destination never takes this: %s"
+            _log.error(message, _place(fact), kind, error, extra=_delivery(fact))
+            return
         self._once(
             (fact.mapping, error),
-            f"{fact.shard} waits for its on-failure destination: {error}; next try in {fact.retry_in:.1f} s",
-            {"mapping": fact.mapping, "shard": fact.shard},
+            f"{_place(fact)} waits for its {kind} destination: {error}; next try in {fact.retry_in:.1f} s",
+            _delivery(fact),
         )
 
     def state_changed(self, fact: StateChanged) -> None:
@@ -339,9 +349,19 @@ def _invocation(fact: Invoked) -> dict[str, object]:
     return {**extra, "shard": fact.shard} if fact.shard else extra
 
 
+def _place(fact: Delivered | DeliveryFailed) -> str:
+    return fact.shard or fact.mapping
+
+
+def _delivery(fact: Delivered | DeliveryFailed) -> dict[str, object]:
+    return {"mapping": fact.mapping, "shard": fact.shard} if fact.shard else {"mapping": fact.mapping}
+
+
 def _what_next(fact: Invoked, records: str) -> str:
     if fact.shard:
         return f"{records} are tried again or given up, as the mapping's policy says"
+    if not fact.records:
+        return "what it was sent as a destination is sent again"
     return f"{records} come back after the queue's visibility timeout"
 
 

@@ -56,9 +56,10 @@ _OF_MAPPING = {
     "deleted_events": "Records whose deletion the source confirmed.",
     "released_events": "Records given back to the source at once.",
     "committed_events": "Records of a stream that are done, so that a checkpoint may pass them.",
-    "dropped_events": "Records of a stream given up without an on-failure destination.",
+    "dropped_events": "Records of a stream given up without an on-failure destination, or too large for it.",
     "on_failure_destination_delivered_events": "Records given up that the on-failure destination has taken.",
-    "destination_delivery_failures": "Times that the on-failure destination did not take a batch; it is tried again.",
+    "on_success_destination_delivered_events": "Records that succeeded and of which the on-success destination knows.",
+    "destination_delivery_failures": "Times that a destination did not take a batch; it is tried again.",
     "trims": "Times that a stream removed records before they were read.",
     "empty_receives": "Receives that brought nothing.",
     "stale_receipts": "Records processed but not deleted, because their receipt had expired.",
@@ -131,6 +132,7 @@ class _MappingCounters(NamedTuple):
     committed_events: Counter
     dropped_events: Counter
     on_failure_destination_delivered_events: Counter
+    on_success_destination_delivered_events: Counter
     destination_delivery_failures: Counter
     trims: Counter
     empty_receives: Counter
@@ -247,7 +249,11 @@ class Metrics:
         self._mapping(fact.mapping).dropped_events.inc(fact.records)
 
     def delivered(self, fact: Delivered) -> None:
-        self._mapping(fact.mapping).on_failure_destination_delivered_events.inc(fact.records)
+        counters = self._mapping(fact.mapping)
+        if fact.succeeded:
+            counters.on_success_destination_delivered_events.inc(fact.records)
+        else:
+            counters.on_failure_destination_delivered_events.inc(fact.records)
 
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         self._mapping(fact.mapping).destination_delivery_failures.inc()

@@ -221,6 +221,40 @@ def test_dropped_records_are_an_error_and_delivered_ones_a_warning() -> None:
     assert delivered["message"].endswith("sent to the on-failure destination: RetryAttemptsExhausted")
 
 
+def test_what_went_to_the_destinations_of_a_queue_names_the_mapping() -> None:
+    out = Log(level="debug")
+    LogObserver().delivered(Delivered("orders", "", 4, "RetriesExhausted"))
+    LogObserver().delivered(Delivered("orders", "", 4, "Success", succeeded=True))
+    failure, success = out.lines()
+    assert failure["message"].startswith("orders: 4 records are given up and sent to the on-failure")
+    assert "shard" not in failure
+    assert (success["level"], success["message"]) == (
+        "debug",
+        "orders: 4 records sent to the on-success destination",
+    )
+    quiet = Log()
+    LogObserver().delivered(Delivered("orders", "", 4, "Success", succeeded=True))
+    assert quiet.lines() == []
+
+
+def test_what_a_destination_never_takes_is_an_error_each_time() -> None:
+    out = Log()
+    observer = LogObserver()
+    for _ in range(2):
+        observer.delivery_failed(DeliveryFailed("orders", "", "2 bytes; it takes 1", None, succeeded=True))
+    assert [(line["level"], line["message"]) for line in out.lines()] == [
+        ("error", "orders: the on-success destination never takes this: 2 bytes; it takes 1")
+    ] * 2
+
+
+def test_a_function_that_fails_as_a_destination_is_not_said_to_have_records() -> None:
+    out = Log()
+    failed = Failed(FunctionError("ValueError", "no"))
+    LogObserver().invoked(Invoked("orders", "undo", "r-1", 0, 0, failed, 0.1))
+    (line,) = out.lines()
+    assert line["message"] == "undo failed: ValueError: no; what it was sent as a destination is sent again"
+
+
 def test_a_destination_that_is_down_is_said_once_a_minute() -> None:
     out = Log()
     observer = LogObserver()

@@ -147,12 +147,14 @@ def test_what_becomes_of_a_streams_records_is_counted_by_mapping(metrics: Metric
     metrics.trimmed(Trimmed("clicks", "shard-1", "1", 2.0))
     metrics.dropped(Dropped("clicks", "shard-1", 3, "RecordAgeExceeded", "1", "3"))
     metrics.delivered(Delivered("clicks", "shard-1", 4, "RetryAttemptsExhausted"))
+    metrics.delivered(Delivered("clicks", "shard-1", 5, "Success", succeeded=True))
     metrics.delivery_failed(DeliveryFailed("clicks", "shard-1", "throttled", 1.0))
     expected = {
         "committed_events_total": 7,
         "trims_total": 1,
         "dropped_events_total": 3,
         "on_failure_destination_delivered_events_total": 4,
+        "on_success_destination_delivered_events_total": 5,
         "destination_delivery_failures_total": 1,
     }
     assert {name: value(metrics, name, mapping="clicks") for name in expected} == expected

@@ -6,9 +6,19 @@ from uuid import UUID
 
 import pytest
 
-from poller.core.failure import LastInvoke, Origin, WindowInvoke, delivery_id, document, with_payload
+from poller.core.failure import (
+    LastInvoke,
+    Origin,
+    WindowInvoke,
+    delivery_id,
+    document,
+    encoded,
+    fitted,
+    with_payload,
+)
 from poller.core.retry import Condition, GiveUp, TooLarge
 from poller.core.windows import STATE_LIMIT, Window
+from poller.errors import DocumentTooLarge
 from poller.model import Failed, FunctionError, PartlyFailed, Record
 
 EXAMPLES = Path(__file__).parent / "event-examples"
@@ -160,3 +170,84 @@ def test_the_ends_of_two_windows_without_records_are_told_apart_by_their_request
     told = example("dest-dynamodb-window-final-s3-object.json")
     other = told | {"requestContext": told["requestContext"] | {"requestId": "another"}}
     assert delivery_id("baskets", told) != delivery_id("baskets", other)
+
+
+# --- how it is written --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ({"text": "grüße 😀 \u2028"}, {"text": "grüße 😀 \u2028"}),
+        ({"text": "\ufffe and \uffff"}, {"text": "\ufffe and \uffff"}),
+        ({"text": "half \ud83d"}, {"text": "half \ud83d"}),
+        ({"number": 2**70}, {"number": 2**70}),
+        ({"number": float("nan")}, {"number": None}),
+        ({"number": float("nan"), "text": "\ud83d"}, {"number": None, "text": "\ud83d"}),
+    ],
+)
+def test_whatever_was_said_is_written_as_json_that_every_destination_takes(value, read):
+    body = encoded(value)
+    assert json.loads(body) == read
+    assert not {"\ufffe", "\uffff"} & set(body.decode())
+
+
+def test_the_bytes_of_characters_that_are_refused_are_found_in_no_other_text():
+    text = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x11000)]))
+    assert json.loads(encoded(text)) == text
+
+
+INVOCATION = {
+    "requestContext": {"condition": "RetriesExhausted"},
+    "requestPayload": {"Records": ["r" * 100]},
+    "responsePayload": {"errorMessage": "e" * 100},
+}
+SUCCEEDED = INVOCATION | {"requestContext": {"condition": "Success"}}
+#: Bytes of the whole, without the response, and without the request as well.
+WHOLE, REQUEST, LEAST = (
+    len(encoded({name: SUCCEEDED[name] for name in names}))
+    for names in (
+        ("requestContext", "requestPayload", "responsePayload"),
+        ("requestContext", "requestPayload"),
+        ("requestContext",),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "members"),
+    [
+        (WHOLE, ["requestContext", "requestPayload", "responsePayload"]),
+        (WHOLE - 1, ["requestContext", "requestPayload"]),
+        (REQUEST, ["requestContext", "requestPayload"]),
+        (REQUEST - 1, ["requestContext"]),
+        (LEAST, ["requestContext"]),
+    ],
+)
+def test_the_record_of_a_success_parts_with_its_response_and_then_its_request_to_fit(limit, members):
+    before = json.dumps(SUCCEEDED)
+    assert list(json.loads(fitted(SUCCEEDED, limit))) == members
+    assert json.dumps(SUCCEEDED) == before
+
+
+def test_the_record_of_a_failure_keeps_its_request_whatever_it_costs():
+    least = len(encoded({name: INVOCATION[name] for name in ("requestContext", "requestPayload")}))
+    assert list(json.loads(fitted(INVOCATION, least))) == ["requestContext", "requestPayload"]
+    with pytest.raises(
+        DocumentTooLarge, match=f"a document of {least} bytes; the destination takes {least - 1}"
+    ):
+        fitted(INVOCATION, least - 1)
+
+
+@pytest.mark.parametrize("document", [SUCCEEDED, example("dest-kinesis-retries-exhausted.json")])
+def test_what_never_fits_is_refused(document):
+    with pytest.raises(DocumentTooLarge):
+        fitted(document, 20)
+
+
+def test_the_document_of_a_stream_is_whole_or_not_at_all():
+    told = example("dest-kinesis-retries-exhausted.json")
+    size = len(encoded(told))
+    assert json.loads(fitted(told, size)) == told
+    with pytest.raises(DocumentTooLarge):
+        fitted(told, size - 1)

@@ -51,6 +51,7 @@ def test_what_becomes_of_a_streams_records_is_added_up():
     board.settled(Settled("clicks", committed=5))
     board.dropped(Dropped("clicks", "s-1", 2, "RecordAgeExceeded", "1", "2"))
     board.delivered(Delivered("clicks", "s-1", 3, "RetryAttemptsExhausted"))
+    board.delivered(Delivered("clicks", "s-1", 9, "Success", succeeded=True))
     assert board.of("clicks") == Totals(committed=5, dropped=2, delivered=3)
 
 

@@ -11,7 +11,7 @@ from poller.core.batch import PAYLOAD_LIMIT
 from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
 from poller.engine.slots import Places, Slots
-from poller.errors import AccessDenied, Unreachable
+from poller.errors import AccessDenied, DocumentTooLarge, Unreachable
 from poller.model import Delivered, DeliveryFailed, Dropped, Invoked, Settled, Trouble
 from tests.engine.fakes import BUSY, EPOCH, ERROR, OK, Function, failing, settle_down, taking, virtual
 from tests.engine.stream_fakes import FUNCTION_ARN, STREAM_ARN, Clicks, Stream, failing_on
@@ -475,6 +475,20 @@ async def test_a_shard_that_waited_for_its_destination_does_not_say_so_while_it_
         clicks.function._handler = taking(100)
         await anyio.sleep(5)
         assert doing(clicks) == "working"
+
+
+@virtual
+async def test_what_is_too_large_for_the_destination_is_dropped_at_once_and_said_loudly():
+    clicks = clicks_with(ERROR, policy=retries(0), destination=MemoryDestination(), batch_size=2)
+    clicks.destination.broken = DocumentTooLarge("a document of 12 bytes; the destination takes 10")
+    clicks.stream.put(3)
+    async with clicks.running():
+        await settle_down()
+        assert (position(clicks), doing(clicks)) == ("3", "reading")
+    (fact,) = clicks.observer.of(DeliveryFailed)
+    assert fact == DeliveryFailed("clicks", "shard-000", str(clicks.destination.broken), None)
+    assert dropped(clicks) == [("1", "2", "RetryAttemptsExhausted")]
+    assert clicks.observer.of(Delivered) == []
 
 
 # --- the door -----------------------------------------------------------------------------------------------------------
