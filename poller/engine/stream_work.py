@@ -11,8 +11,9 @@ half of a bisected batch before the second, the rest of a partly failed one afte
 
 Records are settled as the objects that were received. What a handler has seen it may have changed, so from the second attempt
 on the events are built anew. A batch is given up only when its on-failure destination has taken it (law 1); while that is down
-the lane waits, and says so; only what is too large for it is dropped. The door's closing ends every pause; what is left then is handed back, in its order, unless the
-door is open again by the time that this runs: whoever opened it has not seen anything come back.
+the lane waits, and says so; only what is too large for it is dropped. The door's closing ends every pause; what is left then
+is handed back, in its order, unless the door is open again by the time that this runs: whoever opened it has not seen anything
+come back.
 
 With a tumbling window every batch is cut at its window's end, and each window ends with an invocation of its own, which the
 same policy applies to.
