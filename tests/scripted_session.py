@@ -48,6 +48,8 @@ async def open_aws(*, tls: ssl.SSLContext | None = None) -> AsyncIterator[Script
             "AWS_CA_BUNDLE",
             "HTTP_PROXY",
             "http_proxy",
+            "HTTPS_PROXY",
+            "https_proxy",
             "no_proxy",
         ):
             environment.delenv(name, raising=False)

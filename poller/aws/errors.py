@@ -1,4 +1,4 @@
-"""The one place where what botocore, aiohttp and AWS say of a failure becomes a `poller.errors.AwsError`.
+"""The one place where what botocore, aiohttp, our connections and AWS say of a failure becomes a `poller.errors.AwsError`.
 
 The code decides the class; where AWS sent none, the HTTP status does. A message is one line: the call, the
 endpoint where that helps, what AWS said, and the cure. AWS quotes parts of the request in some messages, so
@@ -204,8 +204,10 @@ def disconnected(error: AwsError) -> bool:
     """Return whether the server broke an established connection before any of its reply had come."""
     from aiohttp import ClientConnectorError, ClientOSError, ServerDisconnectedError
 
+    from poller.aws.connection import Disconnected
+
     cause = error.__cause__ and _root(error.__cause__)
-    return isinstance(cause, ServerDisconnectedError | ClientOSError) and not isinstance(
+    return isinstance(cause, Disconnected | ServerDisconnectedError | ClientOSError) and not isinstance(
         cause, ClientConnectorError
     )
 
@@ -226,7 +228,9 @@ def foreign() -> tuple[type[Exception], ...]:
     from botocore.exceptions import ClientError as Refusal
     from botocore.parsers import ResponseParserError
 
-    return (ClientError, Refusal, BotoCoreError, ResponseParserError, OSError)
+    from poller.aws.connection import BrokenReply
+
+    return (BrokenReply, ClientError, Refusal, BotoCoreError, ResponseParserError, OSError)
 
 
 def _from_client_error(
@@ -289,9 +293,14 @@ _OTHERWISE: _Kind = (RequestRefused, "Invalid", "check the [aws] table of the co
 @cache
 def _kinds() -> tuple[tuple[tuple[type[BaseException], ...], _Kind], ...]:
     """The classes of exceptions that carry no reply, the narrower before the wider."""
+    import ssl
+
     import aiohttp
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
+
+    from poller.aws.connection import BrokenReply
+    from poller.aws.dial import ProxyRefused
 
     no_credentials = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
     stale = (
@@ -302,7 +311,7 @@ def _kinds() -> tuple[tuple[tuple[type[BaseException], ...], _Kind], ...]:
         boto.TokenRetrievalError,
     )
     cut_off = (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, ResponseParserError)
-    tls = (aiohttp.ClientSSLError, boto.SSLError)
+    tls = (aiohttp.ClientSSLError, boto.SSLError, ssl.SSLError)
     late = (TimeoutError, boto.ReadTimeoutError, boto.ConnectTimeoutError)
     broken = (aiohttp.ClientError, boto.HTTPClientError, boto.ConnectionError, OSError)
     return (
@@ -311,7 +320,12 @@ def _kinds() -> tuple[tuple[tuple[type[BaseException], ...], _Kind], ...]:
             (CredentialsInvalid, "NoCredentials", "give poller credentials, or a role, or a profile"),
         ),
         (stale, (CredentialsInvalid, "CredentialRetrieval", _REFRESH)),
+        ((BrokenReply,), (BadReply, "BadReply", "it is tried again")),
         (cut_off, (BadReply, "BadReply", "the reply was cut off or is not HTTP; it is tried again")),
+        (
+            (ProxyRefused,),
+            (Unreachable, "Proxy", "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment"),
+        ),
         (tls, (Unreachable, "Tls", "check the certificate and [aws] ca_bundle")),
         (late, (Unreachable, "Timeout", "the endpoint did not answer in time; it is tried again")),
         (broken, (Unreachable, "Unreachable", "check the network and [aws] endpoint_url")),

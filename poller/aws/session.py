@@ -20,9 +20,8 @@ from poller.aws.errors import foreign, translate
 if TYPE_CHECKING:
     from types import TracebackType
 
-    import aiohttp
-
     from poller.aws.calls import HotApi
+    from poller.aws.dial import ResumingContext
     from poller.aws.sdk import SdkCalls
     from poller.config import Aws
     from poller.ports import Observer
@@ -58,7 +57,7 @@ class AwsSession:
         self._opened = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._botocore: Any = None
-        self._http: dict[bool, aiohttp.ClientSession] = {}
+        self._tls: ResumingContext | None = None
         self._clients: dict[_Key, Any] = {}
         self._cold: dict[_Key, SdkCalls] = {}
         self._hot: dict[_Key, HotApi] = {}
@@ -151,11 +150,18 @@ class AwsSession:
             return self._hot[key]
 
     async def _fast_wire(self, key: _Key) -> HotApi:
+        from poller.aws.dial import Route, proxy_for
+        from poller.aws.pool import Pool
+        from poller.aws.signing import target
         from poller.aws.wire import Wire
 
         meta = (await self._shared_client(key)).meta
-        http = await self._shared_http(meta.endpoint_url.startswith("https:"))
-        return Wire(key[0], meta.region_name, meta.endpoint_url, self._credentials, http, self._observer)
+        where = target(meta.endpoint_url)
+        proxy = proxy_for(where.url)
+        secure = where.url.startswith("https:") or (proxy is not None and proxy.secure)
+        route = Route(where.url, await self._shared_tls() if secure else None, proxy)
+        pool = await self._opened.enter_async_context(Pool(route))
+        return Wire(key[0], meta.region_name, where, self._credentials, pool, self._observer)
 
     async def _sdk_wire(self, key: _Key) -> HotApi:
         from poller.aws.sdk import SdkWire
@@ -163,14 +169,13 @@ class AwsSession:
         client = await self._new_client(key, attempts=1, connections=HOT_CONNECTIONS)
         return SdkWire(key[0], client, self._credentials, self._observer)
 
-    async def _shared_http(self, secure: bool) -> aiohttp.ClientSession:
-        from poller.aws.wire import open_http, tls_context
+    async def _shared_tls(self) -> ResumingContext:
+        from poller.aws.dial import tls_context
 
-        if secure not in self._http:
+        if self._tls is None:
             ca_bundle = self._config.ca_bundle or self._session().get_config_variable("ca_bundle")
-            tls = await asyncio.to_thread(tls_context, ca_bundle and str(ca_bundle)) if secure else None
-            self._http[secure] = await self._opened.enter_async_context(open_http(tls))
-        return self._http[secure]
+            self._tls = await asyncio.to_thread(tls_context, ca_bundle and str(ca_bundle))
+        return self._tls
 
     async def _shared_client(self, key: _Key) -> Any:
         if key not in self._clients:

@@ -1,8 +1,8 @@
 """SigV4 for one kind of request: POST of JSON to one path of one endpoint, the operation in X-Amz-Target.
 
-Nearly everything about such a request stays the same, so it is computed once: the canonical text around the
-date per operation and key, the signing key per day and key. What is left per request is one SHA-256 of the
-body, one of the canonical request, and one HMAC.
+Nearly everything about such a request stays the same, so it is computed once: the headers and the hash of the canonical
+request up to the body per operation and second, the signing key per day and key. What is left per request is one SHA-256 of
+the body, the end of that of the canonical request, and one HMAC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from poller.errors import CredentialsInvalid, RequestRefused
@@ -86,6 +86,17 @@ class ServerClock:
         return self._corrected >= begun
 
 
+class _Second(NamedTuple):
+    """All of a request to one operation that stays the same for a second."""
+
+    canonical: Any
+    """SHA-256 of the canonical request up to the hash of the body."""
+    to_sign: bytes
+    """The string to sign up to the hash of the canonical request."""
+    headers: bytes
+    """All of them up to the signature."""
+
+
 class Signer:
     """Makes the headers of signed requests to one service, region and endpoint."""
 
@@ -100,45 +111,48 @@ class Signer:
         self._content_type = content_type
         self._clock = clock
         self._second = -1
-        self._date = ""
         self._credentials: Frozen | None = None
         self._day = ""
         self._signing_key = b""
-        self._authorization = ""
-        self._token_line = ""
-        self._signed = ""
+        self._prepared: dict[str, _Second] = {}
 
-    def headers(self, target: str, body: bytes, credentials: Frozen) -> dict[str, str]:
-        """Return all headers for a POST of `body` to the operation `target`."""
-        date = self._amz_date()
-        if credentials is not self._credentials or not date.startswith(self._day):
-            self._derive(credentials, date[:8])
-        where = self._where
-        canonical = (
-            f"POST\n{where.path}\n\ncontent-type:{self._content_type}\nhost:{where.host}\nx-amz-date:{date}\n"
-            f"{self._token_line}x-amz-target:{target}\n\n{self._signed}\n{sha256(body).hexdigest()}"
-        )
-        digest = sha256(canonical.encode()).hexdigest()
-        to_sign = f"AWS4-HMAC-SHA256\n{date}\n{self._day}/{self._scope}\n{digest}"
-        signature = hmac.digest(self._signing_key, to_sign.encode(), "sha256").hex()
-        headers = {
-            "Host": where.host,
-            "Content-Type": self._content_type,
-            "X-Amz-Date": date,
-            "X-Amz-Target": target,
-            "Authorization": self._authorization + signature,
-            "Accept-Encoding": "identity",
-        }
-        if credentials.token:
-            headers["X-Amz-Security-Token"] = credentials.token
-        return headers
-
-    def _amz_date(self) -> str:
+    def headers(self, target: str, body: bytes, credentials: Frozen) -> bytes:
+        """Return the header lines for a POST of `body` to the operation `target`."""
         second = int(self._clock.now())
-        if second != self._second:
+        if second != self._second or credentials is not self._credentials:
+            self._prepared.clear()
             self._second = second
-            self._date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
-        return self._date
+        prepared = self._prepared.get(target) or self._prepare(target, second, credentials)
+        canonical = prepared.canonical.copy()
+        canonical.update(sha256(body).hexdigest().encode())
+        to_sign = prepared.to_sign + canonical.hexdigest().encode()
+        return b"%b%b\r\n" % (
+            prepared.headers,
+            hmac.digest(self._signing_key, to_sign, "sha256").hex().encode(),
+        )
+
+    def _prepare(self, target: str, second: int, credentials: Frozen) -> _Second:
+        date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+        if credentials is not self._credentials or date[:8] != self._day:
+            self._derive(credentials, date[:8])
+        host, kind, token = self._where.host, self._content_type, credentials.token
+        signed = f"content-type;host;x-amz-date;{'x-amz-security-token;' if token else ''}x-amz-target"
+        named_token = f"x-amz-security-token:{token}\n" if token else ""
+        sent_token = f"X-Amz-Security-Token: {token}\r\n" if token else ""
+        canonical = (
+            f"POST\n{self._where.path}\n\ncontent-type:{kind}\nhost:{host}\nx-amz-date:{date}\n"
+            f"{named_token}x-amz-target:{target}\n\n{signed}\n"
+        )
+        headers = (
+            f"Host: {host}\r\nContent-Type: {kind}\r\nX-Amz-Date: {date}\r\nX-Amz-Target: {target}\r\n"
+            f"Accept-Encoding: identity\r\n{sent_token}"
+            f"Authorization: AWS4-HMAC-SHA256 Credential={credentials.access_key}/{self._day}/{self._scope}, "
+            f"SignedHeaders={signed}, Signature="
+        )
+        to_sign = f"AWS4-HMAC-SHA256\n{date}\n{self._day}/{self._scope}\n"
+        prepared = _Second(sha256(canonical.encode()), to_sign.encode(), headers.encode())
+        self._prepared[target] = prepared
+        return prepared
 
     def _derive(self, credentials: Frozen, day: str) -> None:
         for value in (credentials.access_key, credentials.token or "-"):
@@ -150,11 +164,4 @@ class Signer:
         key = b"AWS4" + credentials.secret_key.encode()
         for part in (day.encode(), *self._key_path):
             key = hmac.digest(key, part, "sha256")
-        token = "x-amz-security-token;" if credentials.token else ""
-        self._signed = f"content-type;host;x-amz-date;{token}x-amz-target"
-        self._token_line = f"x-amz-security-token:{credentials.token}\n" if credentials.token else ""
-        self._authorization = (
-            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{day}/{self._scope}, "
-            f"SignedHeaders={self._signed}, Signature="
-        )
         self._signing_key, self._day, self._credentials = key, day, credentials

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import ssl
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from anyio import create_task_group
 
 from poller.aws.session import AwsSession
@@ -23,7 +22,8 @@ from poller.errors import (
     ResourceNotFound,
     Unreachable,
 )
-from tests.scripted_aws import Close, Hold, Raw, ScriptedAws
+from tests.raw_http import RawProxy
+from tests.scripted_aws import Close, Hold, Raw, Refuse, ScriptedAws
 from tests.scripted_session import Facts, open_aws
 
 if TYPE_CHECKING:
@@ -67,6 +67,16 @@ async def test_a_wrong_clock_costs_one_more_request(
     await receive(session)
     outcomes = facts.outcomes()
     assert outcomes == ["InvalidSignatureException", "ok", "ok"]
+
+
+@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"])
+async def test_a_clock_that_is_called_wrong_is_set_by_the_date_of_the_reply(
+    code: str, aws: ScriptedAws, session: AwsSession, facts: Facts
+) -> None:
+    aws.clock_ahead = 280.0  # which the scripted server would still accept
+    aws.script("ReceiveMessage", Refuse(code, status=403))
+    await receive(session)
+    assert facts.outcomes() == [code, "ok"]
 
 
 async def test_many_calls_with_a_wrong_clock_are_all_repeated(aws: ScriptedAws, session: AwsSession) -> None:
@@ -179,24 +189,60 @@ async def test_a_proxy_that_is_down_is_unreachable_and_keeps_its_password(
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("proxy", ["socks5://me:hunter2@127.0.0.1:9", "http://me:hunter2@127.0.0.1:port"])
+async def test_a_proxy_that_is_none_is_refused_and_keeps_its_password(
+    proxy: str, aws: ScriptedAws, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    async with AwsSession(Aws(region=aws.region, endpoint_url="http://sqs.invalid"), facts) as session:
+        with pytest.raises(RequestRefused, match="check HTTPS_PROXY and HTTP_PROXY") as caught:
+            await session.hot("sqs")
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_https_goes_through_the_tunnel_of_a_proxy_of_the_environment(
+    secure: ScriptedAws, certificate: Path, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Aws(region="eu-west-1", endpoint_url="https://localhost", ca_bundle=certificate)
+    address = secure.endpoint.removeprefix("https://")
+    async with RawProxy(address, b"HTTP/1.1 200 OK\r\n\r\n") as proxy, AwsSession(config, facts) as session:
+        monkeypatch.setenv("https_proxy", f"http://me:hunter2@{proxy.address}")
+        await receive(session)
+    assert proxy.requests[0].startswith(b"CONNECT localhost:443 HTTP/1.1\r\n")
+    assert secure.requests[0].url == "/"
+
+
+async def test_a_proxy_that_refuses_is_named_as_the_cause(
+    certificate: Path, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Aws(region="eu-west-1", endpoint_url="https://localhost", ca_bundle=certificate)
+    async with RawProxy("", b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n") as proxy, open_aws():
+        monkeypatch.setenv("https_proxy", f"http://me:hunter2@{proxy.address}")
+        async with AwsSession(config, facts) as session:
+            with pytest.raises(Unreachable) as caught:
+                await receive(session)
+    said = "the proxy answered 407 Proxy Authentication Required; check HTTPS_PROXY"
+    assert str(caught.value).startswith(f"sqs ReceiveMessage at localhost: {said}")
+    assert caught.value.code == "Proxy"
+
+
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1, with its key in the same file."""
-    folder = tmp_path_factory.mktemp("tls")
-    key, cert, both = folder / "key.pem", folder / "cert.pem", folder / "both.pem"
-    openssl = shutil.which("openssl")
-    assert openssl, "the TLS tests need the openssl command"
-    ask = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout {key} -out {cert}"
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([openssl, *ask.split(), *subject], check=True, capture_output=True)
-    both.write_text(key.read_text() + cert.read_text())
-    return both
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a certificate authority of our own."""
+    file = tmp_path_factory.mktemp("tls") / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    return file
 
 
 @pytest.fixture
-async def secure(certificate: Path) -> AsyncIterator[ScriptedAws]:
+async def secure(authority: trustme.CA) -> AsyncIterator[ScriptedAws]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
     async with open_aws(tls=context) as scripted:
         yield scripted
 
@@ -219,8 +265,11 @@ async def test_an_endpoint_that_nobody_vouches_for_is_refused_with_the_cure(
     secure: ScriptedAws, facts: Facts
 ) -> None:
     async with AwsSession(Aws(region="eu-west-1", endpoint_url=secure.endpoint), facts) as session:
-        with pytest.raises(Unreachable, match="ca_bundle") as caught:
+        with pytest.raises(Unreachable) as caught:
             await receive(session)
+    assert str(caught.value).startswith(f"sqs ReceiveMessage at {secure.endpoint.removeprefix('https://')}: ")
+    assert "certificate verify failed: " in str(caught.value)
+    assert str(caught.value).endswith("; check the certificate and [aws] ca_bundle")
     assert caught.value.code == "Tls"
 
 
