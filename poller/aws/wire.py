@@ -8,7 +8,6 @@ mapping must hear of trouble.
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -24,6 +23,7 @@ from poller.aws.errors import (
     translate,
 )
 from poller.aws.signing import ServerClock, Signer
+from poller.aws.slices import loads
 from poller.errors import AwsError, RequestRefused
 
 if TYPE_CHECKING:
@@ -74,16 +74,16 @@ class Wire(Calls):
         except foreign() as error:
             raise translate(error, service=self._service, operation=operation, host=self._host) from error
         if reply.status == 200:
-            return self._read(operation, reply.body)
+            return await self._read(operation, reply.body)
         raise self._refusal(operation, reply)
 
     async def _fetched(self, timeout: float) -> Frozen:
         async with asyncio.timeout(timeout):
             return await self._credentials.get_frozen_credentials()
 
-    def _read(self, operation: str, reply: bytes) -> dict[str, Any]:
+    async def _read(self, operation: str, reply: bytes) -> dict[str, Any]:
         try:
-            parsed = _parsed(reply)
+            parsed = await loads(reply)
         except orjson.JSONDecodeError as error:
             raise bad_reply(self._service, operation) from error
         if not isinstance(parsed, dict):
@@ -113,22 +113,6 @@ class Wire(Calls):
         if failed.code in SIGNATURE_REFUSED:
             return self._server_clock.corrected_since(begun)
         return await super()._cure(failed, begun, deadline)
-
-
-#: Bytes of a reply that makes thousands of objects.
-LARGE = 2**16
-
-
-def _parsed(reply: bytes) -> Any:
-    if len(reply) < LARGE or not gc.isenabled():
-        return orjson.loads(reply)
-    # The collector would go over the new objects again and again while they are made, and none of them is garbage. No other
-    # thread runs meanwhile.
-    gc.disable()
-    try:
-        return orjson.loads(reply)
-    finally:
-        gc.enable()
 
 
 def _error_body(reply: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import trustme
 from anyio import create_task_group
 
 from poller.aws.session import AwsSession
-from poller.aws.wire import LARGE
+from poller.aws.slices import LARGE
 from poller.config import Aws
 from poller.errors import (
     AccessDenied,
