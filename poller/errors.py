@@ -3,6 +3,7 @@
 =====================  ==========================================================
 ConfigError            correct the file; nothing was started
 FunctionInitError      correct the function's code or its name in the file
+FunctionFailed         look at the function that the mapping names as its destination
 StoreError             look at the state file or table: damaged, newer, full, or not writable
 SeekRefused            ask for another place in the stream
 SourceUnfit            correct the queue's settings, or the mapping's
@@ -50,6 +51,10 @@ class SeekRefused(PollerError):
 
 class DocumentTooLarge(PollerError):
     """The destination takes no document of this size."""
+
+
+class FunctionFailed(PollerError):
+    """A function that is a destination has failed, or could not be invoked."""
 
 
 class FunctionInitError(PollerError):

@@ -34,10 +34,10 @@ _log = logging.getLogger("poller")
 
 
 def survey(config: Config, running: Mapping[str, Loaded], store: Store) -> dict[str, Code]:
-    """Look at the code of all functions that mappings name; ConfigError names what cannot be used. Blocks."""
+    """Look at the code of all functions that mappings use; ConfigError names what cannot be used. Blocks."""
     found: dict[str, Code] = {}
     problems: list[str] = []
-    for name in dict.fromkeys(mapping.function for mapping in config.mappings):
+    for name in config.used_functions():
         path = config.functions[name].code
         if path is None:
             continue

@@ -10,6 +10,7 @@ import anyio
 
 from poller.app import deploy, fitness
 from poller.app.roles import PATIENCE, Role
+from poller.config.mapping import function_part
 from poller.config.remote import split_function_arn
 from poller.engine.slots import Slots
 from poller.errors import ConfigError, FunctionInitError
@@ -49,7 +50,7 @@ def load(
     codes: dict[str, Code],
     session: Callable[[], AwsSession],
 ) -> dict[str, Loaded]:
-    """Load the functions that the mappings of `config` name; those of `running` that did not change stay as they are.
+    """Load the functions that `config` uses; those of `running` that did not change stay as they are.
 
     What has changed in nothing but its code (`codes`, by name) keeps its runtime and slots; `deploy.switch` takes it over.
     `session` is asked for each invocation in AWS Lambda: a reload may replace it. Raises ConfigError with a line for each
@@ -57,10 +58,8 @@ def load(
     """
     loaded: dict[str, Loaded] = {}
     problems: list[str] = []
-    for mapping in config.mappings:
-        name, function = mapping.function, config.functions[mapping.function]
-        if name in loaded:
-            continue
+    for name, mapping in config.used_functions().items():
+        function = config.functions[name]
         code = codes.get(name)
         before = running.get(name)
         if before is not None and before.config == function and before.code == code:
@@ -109,7 +108,10 @@ def _load(
     session: Callable[[], AwsSession],
 ) -> Loaded:
     slots = Slots(places, function.reserved_concurrent_executions)
-    identity = FunctionIdentity(name=name, arn=arn(mapping, function), memory_size=function.memory_size)
+    named = None if name == mapping.function else name
+    identity = FunctionIdentity(
+        name=name, arn=arn(mapping, function, named), memory_size=function.memory_size
+    )
     role = _role(name, function, mapping)
     runtime = _elsewhere(function, session) or _runtime(
         identity, function, mapping, max(1, slots.total), code, role
@@ -180,18 +182,21 @@ def _runtime(
     return process.command(identity, function.command, setting, size)
 
 
-def arn(mapping: Mapping, function: Function) -> str:
+def arn(mapping: Mapping, function: Function, named: str | None = None) -> str:
     """The function's ARN as mapped: what the file says, or one in the account and region of the source.
 
-    A qualifier may stand in the mapping or in the function's own ARN.
+    `named` is what the mapping calls it, by default as its function_name. A qualifier may stand there or in the function's
+    own ARN.
     """
+    named = named or mapping.function_name
     if function.function_arn is not None:
-        named, qualifier = split_function_arn(function.function_arn)
-    elif mapping.function_name.startswith("arn:"):
-        named, qualifier = split_function_arn(mapping.function_name)
+        whole, qualifier = split_function_arn(function.function_arn)
+    elif named.startswith("arn:"):
+        whole, qualifier = split_function_arn(named)
     else:
         source, qualifier = mapping.arn, None
-        account = mapping.function_account or source.account
-        named = f"arn:{source.partition}:lambda:{source.region}:{account}:function:{mapping.function}"
-    qualifier = mapping.qualifier or qualifier
-    return f"{named}:{qualifier}" if qualifier else named
+        account = function_part(named, "account") or source.account
+        name = function_part(named, "name")
+        whole = f"arn:{source.partition}:lambda:{source.region}:{account}:function:{name}"
+    qualifier = function_part(named, "qualifier") or qualifier
+    return f"{whole}:{qualifier}" if qualifier else whole

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from poller.app import functions, streams
+from poller.app import destinations, functions, streams
 from poller.core.batch import BatchLimits
 from poller.core.filters import compile_filters
 from poller.engine import parts
@@ -56,10 +56,13 @@ class Surroundings:
 
 def specs(config: Config, loaded: dict[str, Loaded], around: Surroundings) -> list[MappingSpec]:
     """One spec a mapping. A mapping's fingerprint holds all that it was made from."""
-    return [_spec(mapping, config, loaded[mapping.function], around) for mapping in config.mappings]
+    return [_spec(mapping, config, loaded, around) for mapping in config.mappings]
 
 
-def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundings) -> MappingSpec:
+def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: Surroundings) -> MappingSpec:
+    function = loaded[mapping.function]
+    outside = destinations.Outside(loaded, around.session, around.observer, around.world)
+
     @asynccontextmanager
     async def open_mapping() -> AsyncIterator[Runner]:
         invoker = Invoker(
@@ -72,7 +75,9 @@ def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundin
         opened: AbstractAsyncContextManager[Runner] = (
             _open_queue(mapping, function, invoker, around)
             if mapping.source == "sqs"
-            else streams.open_stream(mapping, config, invoker, around.shared)
+            else streams.open_stream(
+                mapping, config, invoker, destinations.ends(mapping, outside), around.shared
+            )
         )
         async with opened as runner:
             yield runner
@@ -85,6 +90,7 @@ def _spec(mapping: Mapping, config: Config, function: Loaded, around: Surroundin
         fingerprint=(
             mapping.model_dump_json(),
             id(function.runtime),  # what changes of a function makes another one, but for its code
+            *(id(one.runtime) for one in destinations.functions_of(mapping, loaded)),
             config.aws.model_dump_json(),
             None if mapping.source == "sqs" else streams.reading(mapping, config),
         ),

@@ -14,13 +14,11 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from poller.config.arn import parse_arn
 from poller.core.batch import BatchLimits
 from poller.core.failure import Origin
 from poller.core.filters import compile_filters
 from poller.core.retry import StreamPolicy
 from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
-from poller.destinations.sqs import SqsDestination
 from poller.engine.invoker import Call
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
@@ -36,6 +34,7 @@ from poller.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from poller.app.destinations import Ends
     from poller.aws.session import AwsSession
     from poller.config import Config, Mapping
     from poller.engine.invoker import Invoker
@@ -153,12 +152,12 @@ def reading(mapping: Mapping, config: Config) -> tuple[float, bool]:
 
 @asynccontextmanager
 async def open_stream(
-    mapping: Mapping, config: Config, invoker: Invoker, around: Shared
+    mapping: Mapping, config: Config, invoker: Invoker, ends: Ends, around: Shared
 ) -> AsyncIterator[ShardKeeper]:
     """The mapping opened on its stream, to be run; raises PollerError."""
     envelope = _envelope(mapping, config)
     source = await _source(mapping, config, envelope, around)
-    plan = _plan(mapping, envelope, around, invoker.function.arn)
+    plan = _plan(mapping, envelope, around, invoker.function.arn, ends)
     keeper = ShardKeeper(plan, source, await around.state.store(), invoker)
     async with keeper.opened():
         yield keeper
@@ -200,7 +199,11 @@ async def _consumer(mapping: Mapping, session: AwsSession) -> str:
 
 
 def _plan(
-    mapping: Mapping, envelope: KinesisEnvelope | DynamoDbEnvelope, around: Shared, function_arn: str
+    mapping: Mapping,
+    envelope: KinesisEnvelope | DynamoDbEnvelope,
+    around: Shared,
+    function_arn: str,
+    ends: Ends,
 ) -> StreamPlan:
     call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
     policy = StreamPolicy(
@@ -208,7 +211,6 @@ def _plan(
         mapping.maximum_record_age_in_seconds,
         mapping.bisect_batch_on_function_error,
     )
-    destination = _destination(mapping, around.session)
     source: Literal["kinesis", "dynamodb"] = "kinesis" if mapping.source == "kinesis" else "dynamodb"
 
     def batches(shard_id: str) -> Batches:
@@ -219,7 +221,7 @@ def _plan(
             envelope=envelope,
             policy=policy,
             window_length=mapping.tumbling_window_in_seconds,
-            destination=destination,
+            destination=ends.on_failure,
         )
 
     gather = Plan(
@@ -237,11 +239,3 @@ def _plan(
         timestamp=mapping.starting_position_timestamp or 0.0,
         flush_timeout=around.flush_timeout,
     )
-
-
-def _destination(mapping: Mapping, session: AwsSession) -> SqsDestination | None:
-    wanted = mapping.destination_config.on_failure
-    if wanted is None:
-        return None
-    arn = parse_arn(wanted.destination)
-    return SqsDestination(arn.resource, arn.account, partial(session.api, "sqs", arn.region))

@@ -46,7 +46,7 @@ INVOKING_READ_TIMEOUT = 960.0
 class AwsSession:
     """Clients and calls with one configuration. An async context manager; leaving it closes every connection.
 
-    `call` and what `api`, `streaming` and `hot` return raise `poller.errors.AwsError` only. A region of None is the
+    `call` and what `api`, `cold`, `streaming` and `hot` return raise `poller.errors.AwsError` only. A region of None is the
     configured one.
     """
 
@@ -105,6 +105,14 @@ class AwsSession:
         async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
             if operation in hot_operations:
                 return await hot.call(operation, params, timeout=timeout)
+            return await self.call(service, operation, params, region=region, timeout=timeout)
+
+        return call
+
+    def cold(self, service: str, region: str | None = None) -> Api:
+        """Return the calls of any service, each as `call`."""
+
+        async def call(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
             return await self.call(service, operation, params, region=region, timeout=timeout)
 
         return call
@@ -196,6 +204,8 @@ class AwsSession:
             max_pool_connections=connections,
             retries={"mode": "standard", "total_max_attempts": attempts},
             user_agent_extra=f"poller/{__version__}",
+            # An emulator has no name for each bucket.
+            s3={"addressing_style": "path"} if self._config.endpoint_url else None,
         )
         # botocore says ValueError of an endpoint that is no URL.
         refusals: tuple[type[Exception], ...] = (*foreign(), ValueError)

@@ -15,10 +15,15 @@ _SOURCES: dict[str, re.Pattern[str]] = {
     "dynamodb": re.compile(r"table/[A-Za-z0-9_.-]{3,255}/stream/[A-Za-z0-9_.:-]+"),
 }
 _DESTINATIONS: dict[str, re.Pattern[str]] = {
-    "sqs": re.compile(r"[A-Za-z0-9_-]{1,80}"),
-    "sns": re.compile(r"[A-Za-z0-9_-]{1,256}"),
+    "sqs": _SOURCES["sqs"],
+    "sns": re.compile(r"[A-Za-z0-9_-]{1,256}|[A-Za-z0-9_-]{1,251}\.fifo"),
     "s3": re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+    "events": re.compile(r"event-bus/[A-Za-z0-9/_.-]{1,256}"),
+    "lambda": re.compile(
+        r"function:(?P<name>[A-Za-z0-9_-]{1,64})(?::(?P<qualifier>\$LATEST|[A-Za-z0-9_-]{1,128}))?"
+    ),
 }
+_FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +74,33 @@ def check_source(text: str) -> str:
 
 
 def check_destination(text: str) -> str:
-    """Return the ARN of something that takes failed batches; ValueError otherwise."""
-    arn = parse_arn(text)
-    if arn.service in ("sqs", "sns") and arn.resource.endswith(".fifo"):
-        raise ValueError("must be a standard queue or topic: FIFO is not supported for destinations")
+    """Return what names a destination of batches, an ARN or the name of a function; ValueError otherwise."""
+    if _FUNCTION_NAME.fullmatch(text):
+        return text
+    try:
+        arn = parse_arn(text)
+    except ValueError:
+        raise ValueError(_WANTED) from None
     shape = _DESTINATIONS.get(arn.service)
-    if shape is None or not shape.fullmatch(arn.resource):
-        raise ValueError("must be the ARN of a standard SQS queue, a standard SNS topic or an S3 bucket")
+    placed = arn.service == "s3" or (arn.region and arn.account)
+    if shape is None or not placed or not shape.fullmatch(arn.resource):
+        raise ValueError(_WANTED)
     return text
+
+
+_WANTED = (
+    "must be the ARN of an SQS queue, an SNS topic, an S3 bucket, an EventBridge event bus or a Lambda function, or a key"
+    " of [functions]"
+)
+
+
+def destination_function(text: str) -> str | None:
+    """Return the name of the function that a destination is; None when it is something else."""
+    if _FUNCTION_NAME.fullmatch(text):
+        return text
+    arn = parse_arn(text)
+    found = _DESTINATIONS["lambda"].fullmatch(arn.resource) if arn.service == "lambda" else None
+    return found and found["name"]
 
 
 def check_role(text: str) -> str:

@@ -50,6 +50,12 @@ def _function(text: str) -> str:
     return text
 
 
+def function_part(text: str, part: Literal["name", "qualifier", "account"]) -> str | None:
+    """What is named of a function: its name, the version or alias, or the account in front of it when it is no ARN."""
+    found = _FUNCTION.fullmatch(text)
+    return found and found[part]
+
+
 def _consumer(text: str) -> str:
     if not _CONSUMER.fullmatch(text):
         raise ValueError("must be 1 to 128 letters, digits, dots, dashes or underscores")
@@ -146,7 +152,9 @@ class OnFailure(Section):
     """Where batches go that are given up."""
 
     destination: Annotated[str, AfterValidator(check_destination)] = Field(
-        description="ARN of a standard SQS queue, a standard SNS topic or an S3 bucket.",
+        description="ARN of a standard SQS queue, a standard SNS topic or an S3 bucket, which also gets the event. Beyond"
+        " Lambda: of a FIFO queue or topic, an EventBridge event bus or a Lambda function, or a key of [functions]. A"
+        " function's ARN whose name is such a key means that function.",
     )
 
 
@@ -310,21 +318,12 @@ class Mapping(Section):
     @property
     def function(self) -> str:
         """The key in [functions] that `function_name` means."""
-        return self._function_part("name") or ""
+        return function_part(self.function_name, "name") or ""
 
     @property
     def qualifier(self) -> str | None:
         """The version or alias that `function_name` names, if any."""
-        return self._function_part("qualifier")
-
-    @property
-    def function_account(self) -> str | None:
-        """The account that `function_name` names in front of the function, when it is no ARN."""
-        return self._function_part("account")
-
-    def _function_part(self, part: str) -> str | None:
-        found = _FUNCTION.fullmatch(self.function_name)
-        return found and found[part]
+        return function_part(self.function_name, "qualifier")
 
     @property
     def fans_out(self) -> bool:
@@ -340,6 +339,12 @@ class Mapping(Section):
     def reports_batch_item_failures(self) -> bool:
         """True when the function may name the records that failed."""
         return "ReportBatchItemFailures" in self.function_response_types
+
+    @property
+    def destinations(self) -> dict[str, str]:
+        """What the mapping sends to, by its key in destination_config."""
+        config = self.destination_config
+        return {"on_failure": config.on_failure.destination} if config.on_failure else {}
 
     @property
     def patterns(self) -> tuple[str, ...]:

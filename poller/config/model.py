@@ -9,16 +9,13 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from poller.config.arn import check_role, parse_arn
+from poller.config.arn import check_role, destination_function
 from poller.config.mapping import Mapping  # noqa: TC001  (pydantic reads annotations)
 from poller.config.remote import check_function_arn, check_headers, check_url
 from poller.config.section import Mistake, Mistakes, Seconds, Section, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-#: The services that this version sends to when a batch is given up; the others are known by name.
-DESTINATIONS = frozenset({"sqs"})
 
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
@@ -350,22 +347,24 @@ class Config(Section):
     )
     mappings: tuple[Mapping, ...] = Field(description="Which source feeds which function.")
 
+    def used_functions(self) -> dict[str, Mapping]:
+        """The functions that mappings feed or send to, by name, each with the first mapping that does."""
+        used: dict[str, Mapping] = {}
+        for mapping in self.mappings:
+            used.setdefault(mapping.function, mapping)
+        for mapping in self.mappings:
+            for text in mapping.destinations.values():
+                name = destination_function(text)
+                if name is not None and name in self.functions:
+                    used.setdefault(name, mapping)
+        return used
+
 
 def not_yet(config: Config) -> tuple[str, ...]:
     """Name each mapping that is valid but that this version cannot run, one line each."""
-    return (*_state_not_yet(config), *_destinations_not_yet(config))
+    return tuple(_state_not_yet(config))
 
 
 def _state_not_yet(config: Config) -> Iterator[str]:
     if config.daemon.state.startswith("dynamodb:") and any(one.source != "sqs" for one in config.mappings):
         yield f"daemon.state = {config.daemon.state}: this version keeps checkpoints in memory: or sqlite:PATH"
-
-
-def _destinations_not_yet(config: Config) -> Iterator[str]:
-    for mapping in config.mappings:
-        wanted = mapping.destination_config.on_failure
-        if wanted and parse_arn(wanted.destination).service not in DESTINATIONS:
-            yield (
-                f'mapping "{mapping.name}": destination_config.on_failure.destination = {wanted.destination}:'
-                " this version sends to SQS queues only"
-            )

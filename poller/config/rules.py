@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from poller.config.arn import destination_function
 from poller.config.remote import split_function_arn
 from poller.config.section import Mistake
 
@@ -45,6 +46,7 @@ def within(mapping: Mapping, now: float) -> Iterator[Mistake]:
     yield from _applicability(mapping)
     yield from _queue(mapping) if mapping.source == "sqs" else _stream(mapping, now)
     yield from _filters(mapping)
+    yield from _destinations(mapping)
 
 
 def _applicability(mapping: Mapping) -> Iterator[Mistake]:
@@ -127,6 +129,17 @@ def _filters(mapping: Mapping) -> Iterator[Mistake]:
             yield Mistake(at, "must be a filter pattern that Lambda accepts", detail=str(error))
 
 
+def _destinations(mapping: Mapping) -> Iterator[Mistake]:
+    for key, destination in mapping.destinations.items():
+        at = ("destination_config", key, "destination")
+        if destination == mapping.event_source_arn:
+            yield Mistake(
+                at, "must be another queue than the source: what goes there would come back from it"
+            )
+        elif destination_function(destination) == mapping.function:
+            yield Mistake(at, "must be another function than that of the mapping")
+
+
 # --- across the file --------------------------------------------------------------------------------------
 
 
@@ -138,20 +151,24 @@ def across(
     for index, mapping in mappings.items():
         if mapping.function not in known:
             yield Mistake(("mappings", index, "function_name"), _unknown_function(mapping.function, known))
+        for key, destination in mapping.destinations.items():
+            if destination == destination_function(destination) and destination not in known:
+                at = ("mappings", index, "destination_config", key, "destination")
+                yield Mistake(at, _unknown_function(destination, known, "an ARN or a key of [functions]"))
     yield from _duplicates(mappings)
     yield from _shared_consumers(mappings)
     yield from _shared_environment(functions)
     yield from _other_functions(functions, mappings)
 
 
-def _unknown_function(name: str, known: tuple[str, ...]) -> str:
+def _unknown_function(name: str, known: tuple[str, ...], wanted: str = "a key of [functions]") -> str:
     import difflib
 
     if near := difflib.get_close_matches(name, known, n=1):
-        return f"must be a key of [functions]; did you mean {near[0]}?"
+        return f"must be {wanted}; did you mean {near[0]}?"
     if not known:
-        return "must be a key of [functions], and there is none"
-    return f"must be a key of [functions], such as {', '.join(known[:NAMED])}"
+        return f"must be {wanted}, and there is none"
+    return f"must be {wanted}, such as {', '.join(known[:NAMED])}"
 
 
 def _duplicates(mappings: dict[int, Mapping]) -> Iterator[Mistake]:

@@ -143,6 +143,21 @@ def delivery_id(mapping: str, document: dict[str, Any]) -> str:
     return str(uuid5(NAMESPACE_OID, orjson.dumps(named).decode()))
 
 
+def mapping_id(mapping: str, source_arn: str) -> str:
+    """The UUID of a mapping, which Lambda would have given it when it was created."""
+    return str(uuid5(NAMESPACE_OID, f"{mapping} {source_arn}"))
+
+
+def qualified(function_arn: str) -> str:
+    """The ARN of a function with the version or alias that it means."""
+    return function_arn if function_arn.count(":") > 6 else f"{function_arn}:$LATEST"
+
+
+def function_name(function_arn: str) -> str:
+    """The name in the ARN of a function."""
+    return function_arn.split(":")[6]
+
+
 def _batch_info(records: Sequence[Record], origin: Origin) -> dict[str, Any]:
     built: dict[str, Any] = {"shardId": origin.shard_id}
     if records:

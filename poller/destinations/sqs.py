@@ -1,36 +1,34 @@
-"""An on-failure destination that is a standard SQS queue: the document is the message's body, without attributes (spec 5.7).
+"""A destination that is an SQS queue: the document is the message's body, without attributes (spec 5.7, 7.4).
 
-Documents say where records are, not what they were, so they take about a kilobyte. One that is larger than the queue's
-MaximumMessageSize (1 MiB, or 256 KiB on older queues) is refused by SQS, an error like others: nothing is left out of it here.
+The most that a message may hold is the queue's own setting, 1 MiB unless somebody has lowered it. Reading that would take one
+more permission, so SQS is asked, and its refusal says how much it would take.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING
 
-import orjson
-
-from poller.errors import BadReply
+from poller.core.failure import fitted
+from poller.destinations._calls import CALL_TIMEOUT, Api, fifo, member
+from poller.errors import DocumentTooLarge, RequestRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from poller.model import Delivery
 
-    #: One call of the SQS API: operation, parameters, seconds until it is given up. Raises AwsError.
-    Api = Callable[[str, dict[str, Any], float], Awaitable[dict[str, Any]]]
+#: Bytes of a message, at the highest setting of a queue.
+MESSAGE_LIMIT = 1024 * 1024
 
-#: Seconds for a call, retries included.
-CALL_TIMEOUT = 30.0
+_SHORTER = re.compile(r"Message must be shorter than (\d+) bytes")
 
 
 class SqsDestination:
-    """One queue, found by its name when the first delivery is sent."""
+    """One queue, standard or FIFO, found by its name when the first delivery is sent."""
 
-    def __init__(self, name: str, account: str, connect: Callable[[], Awaitable[Api]]) -> None:
+    def __init__(self, name: str, account: str, api: Api) -> None:
         self._name = name
         self._account = account
-        self._connect = connect
+        self._api = api
         self._url = ""
 
     def __repr__(self) -> str:
@@ -38,20 +36,30 @@ class SqsDestination:
 
     async def send(self, delivery: Delivery) -> None:
         """SendMessage; raises AwsError when SQS has not taken it, or has not said so."""
-        api = await self._connect()
         if not self._url:
-            self._url = await self._find(api)
-        body = orjson.dumps(delivery.document).decode()
-        reply = await api("SendMessage", {"QueueUrl": self._url, "MessageBody": body}, CALL_TIMEOUT)
-        _member("SendMessage", reply, "MessageId")
+            self._url = await self._find()
+        try:
+            await self._send(delivery, MESSAGE_LIMIT)
+        except RequestRefused as error:
+            if (found := _SHORTER.search(str(error))) is None:
+                raise
+            await self._send_shorter(delivery, int(found[1]))
 
-    async def _find(self, api: Api) -> str:
+    async def _send_shorter(self, delivery: Delivery, limit: int) -> None:
+        try:
+            await self._send(delivery, limit)
+        except RequestRefused as error:
+            if _SHORTER.search(str(error)):
+                raise DocumentTooLarge(str(error)) from error
+            raise
+
+    async def _send(self, delivery: Delivery, limit: int) -> None:
+        body = fitted(delivery.document, limit).decode()
+        message = {"QueueUrl": self._url, "MessageBody": body, **fifo(self._name, delivery)}
+        reply = await self._api("SendMessage", message, CALL_TIMEOUT)
+        member("SendMessage", reply, "MessageId")
+
+    async def _find(self) -> str:
         owner = {"QueueOwnerAWSAccountId": self._account} if self._account else {}
-        reply = await api("GetQueueUrl", {"QueueName": self._name, **owner}, CALL_TIMEOUT)
-        return _member("GetQueueUrl", reply, "QueueUrl")
-
-
-def _member(operation: str, reply: dict[str, Any], name: str) -> str:
-    if not (value := reply.get(name)):
-        raise BadReply(f"{operation}: a reply without {name}", code="BadReply", operation=operation)
-    return str(value)
+        reply = await self._api("GetQueueUrl", {"QueueName": self._name, **owner}, CALL_TIMEOUT)
+        return member("GetQueueUrl", reply, "QueueUrl")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from poller.errors import (
     AccessDenied,
     AwsError,
     BadReply,
+    DocumentTooLarge,
     RequestRefused,
     ResourceNotFound,
     ServiceFault,
@@ -40,7 +41,7 @@ REGION = "eu-west-1"
 
 
 def failure(**document: Any) -> Delivery:
-    return delivery_of({"version": "1.0"} | document)
+    return delivery_of({"requestContext": {"condition": "RetryAttemptsExhausted"}} | document)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ async def session(
 
 
 def destination(session: AwsSession, name: str = "orders", account: str = "123456789012") -> SqsDestination:
-    return SqsDestination(name, account, partial(session.api, "sqs", REGION))
+    return SqsDestination(name, account, session.cold("sqs", REGION))
 
 
 async def test_the_queue_is_looked_up_once_by_its_name_and_owner(
@@ -143,9 +144,67 @@ async def test_over_a_server_a_document_may_be_as_large_as_the_queue_takes(
     async with AwsSession(Aws(region=REGION, endpoint_url=emulator.endpoint_url), Recorder()) as session:
         created = {"QueueName": name, "Attributes": attributes}
         url = (await session.call("sqs", "CreateQueue", created))["QueueUrl"]
-        refused = pytest.raises(RequestRefused, match="Message must be shorter than")
+        refused = pytest.raises(DocumentTooLarge, match="the destination takes")
         with nullcontext() if taken else refused:
             await destination(session, name, "000000000000").send(large)
         reply = await session.call("sqs", "ReceiveMessage", {"QueueUrl": url})
     arrived = [orjson.loads(message["Body"]) for message in reply.get("Messages", ())]
     assert arrived == ([large.document] if taken else [])
+
+
+TOO_LONG = Refuse(
+    "com.amazonaws.sqs#InvalidParameterValue",
+    "One or more parameters are invalid. Reason: Message must be shorter than 200 bytes.",
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "taken"),
+    [(200, True), (60, False)],
+)
+async def test_a_queue_that_takes_less_than_others_says_how_much_and_gets_no_more(
+    aws: ScriptedAws, session: AwsSession, limit: int, taken: bool
+) -> None:
+    said = Refuse(TOO_LONG.code, TOO_LONG.message.replace("200", str(limit)))
+    aws.script("SendMessage", said)
+    sent = failure(requestPayload={}, responsePayload="e" * 300)
+    refused = pytest.raises(DocumentTooLarge, match=f"a document of .* the destination takes {limit}")
+    with nullcontext() if taken else refused:
+        await destination(session).send(sent)
+    arrived = [list(orjson.loads(body)) for body in aws.visible("orders")]
+    assert arrived == ([["requestContext", "requestPayload"]] if taken else [])
+
+
+async def test_a_queue_that_is_never_content_with_the_size_gets_two_tries(
+    aws: ScriptedAws, session: AwsSession
+) -> None:
+    aws.always("SendMessage", TOO_LONG)
+    with pytest.raises(DocumentTooLarge, match="Message must be shorter than 200 bytes"):
+        await destination(session).send(failure())
+    assert len(aws.calls("SendMessage")) == 2
+
+
+async def test_another_refusal_of_the_shorter_document_is_an_error_that_may_pass(
+    aws: ScriptedAws, session: AwsSession
+) -> None:
+    aws.script("SendMessage", TOO_LONG, Refuse("InvalidParameterValue"))
+    with pytest.raises(RequestRefused, match="InvalidParameterValue"):
+        await destination(session).send(failure())
+
+
+@pytest.mark.parametrize(
+    ("shard", "group"),
+    [
+        ("shardId-000000000003", "clicks/shardId-000000000003"),
+        ("s" * 200, "s" * 128),
+        ("", "clicks"),
+    ],
+)
+async def test_a_fifo_queue_gets_the_mapping_and_shard_as_its_group_and_the_id_against_repeats(
+    aws: ScriptedAws, session: AwsSession, shard: str, group: str
+) -> None:
+    aws.create_queue("failed.fifo")
+    sent = replace(failure(), shard=shard)
+    await destination(session, "failed.fifo").send(sent)
+    params = aws.calls("SendMessage")[0].params
+    assert (params["MessageGroupId"], params["MessageDeduplicationId"]) == (group, sent.id)

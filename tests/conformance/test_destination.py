@@ -1,195 +1,114 @@
-"""What every on-failure destination promises (`poller.ports`), run over each of them. A new one adds an entry to `PLACES`."""
+"""What every destination promises (`poller.ports`), run over each of them. A new one adds an entry in `places`."""
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import anyio
-import orjson
 import pytest
 
 from poller.aws import session as aws_session
-from poller.aws.session import AwsSession
-from poller.config import Aws
-from poller.destinations.memory import MemoryDestination
-from poller.destinations.sqs import SqsDestination
-from poller.errors import AwsError, PollerError, ResourceNotFound
-from tests.engine.fakes import Recorder, delivery_of
-from tests.scripted_aws import Refuse
-from tests.scripted_session import open_aws
+from poller.errors import AwsError, FunctionFailed, PollerError
+from tests.conformance.places import EMULATED, INSIDE, SCRIPTED, OwnFunction, emulated, scripted
+from tests.engine.fakes import delivery_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from poller.model import Delivery
-    from poller.ports import Destination
-    from tests.scripted_aws import ScriptedAws
+    from tests.conformance.places import Place
 
 pytestmark = pytest.mark.anyio
 
-REGION = "eu-west-1"
 EXAMPLES = Path(__file__).parent.parent / "core" / "event-examples"
 DOCUMENTS = [
     "dest-kinesis-retries-exhausted.json",
     "dest-kinesis-partial-response.json",
     "dest-kinesis-record-age.json",
     "dest-dynamodb-retries-exhausted.json",
+    "async-on-failure-retries-exhausted.json",
+    "async-on-success.json",
 ]
 
 
-def failure(name: str = DOCUMENTS[0], **changes: Any) -> Delivery:
+def delivery(name: str = DOCUMENTS[0], **changes: Any) -> Delivery:
     document = json.loads((EXAMPLES / name).read_text()) | changes
-    return delivery_of(document, {"Records": [{"secret": 1}]})
+    if name.startswith("dest-"):
+        return delivery_of(document, {"Records": [{"secret": 1}]})
+    condition = document["requestContext"]["condition"]
+    of_queue = replace(delivery_of(document), mapping="orders", shard="", condition=condition)
+    return replace(of_queue, succeeded=condition == "Success")
 
 
-# --- the places ---------------------------------------------------------------------------------------------------------
+def order(value: Any, at: str = "") -> list[str]:
+    """Every place of a document, in order."""
+    found = [at]
+    if isinstance(value, dict):
+        for name, each in value.items():
+            found += order(each, f"{at}.{name}")
+    return found
 
 
-class Place(ABC):
-    """Somewhere to send failures, and a look at what came."""
-
-    destination: Destination
-
-    @abstractmethod
-    async def taken(self) -> list[dict[str, Any]]:
-        """The documents that it has, in any order."""
-
-    @abstractmethod
-    async def break_down(self) -> None:
-        """From now on nothing is taken."""
-
-    @abstractmethod
-    async def repair(self) -> None: ...
-
-
-class Memory(Place):
-    def __init__(self) -> None:
-        self.destination = self.memory = MemoryDestination()
-
-    async def taken(self) -> list[dict[str, Any]]:
-        return [delivery.document for delivery in self.memory.deliveries]
-
-    async def break_down(self) -> None:
-        self.memory.broken = ResourceNotFound("no such list")
-
-    async def repair(self) -> None:
-        self.memory.broken = None
-
-
-class Sqs(Place):
-    """A queue of the emulator."""
-
-    def __init__(self, session: AwsSession) -> None:
-        self.session = session
-        self.name = f"failed-{uuid4().hex}"
-        self.destination = SqsDestination(self.name, "000000000000", partial(session.api, "sqs", REGION))
-
-    async def call(self, operation: str, **params: Any) -> dict[str, Any]:
-        return await self.session.call("sqs", operation, params, region=REGION)
-
-    async def repair(self) -> None:
-        self.url = (await self.call("CreateQueue", QueueName=self.name))["QueueUrl"]
-
-    async def break_down(self) -> None:
-        await self.call("DeleteQueue", QueueUrl=self.url)
-
-    async def taken(self) -> list[dict[str, Any]]:
-        reply = await self.call(
-            "ReceiveMessage", QueueUrl=self.url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
-        )
-        assert all("MessageAttributes" not in message for message in reply.get("Messages", ()))
-        return [orjson.loads(message["Body"]) for message in reply.get("Messages", ())]
-
-
-class ScriptedSqs(Place):
-    """A queue behind an endpoint that fails on command and checks signatures."""
-
-    def __init__(self, session: AwsSession, aws: ScriptedAws) -> None:
-        self.aws = aws
-        self.destination = SqsDestination("orders", "123456789012", partial(session.api, "sqs", REGION))
-
-    async def taken(self) -> list[dict[str, Any]]:
-        return [orjson.loads(body) for body in self.aws.visible("orders")]
-
-    async def break_down(self) -> None:
-        self.aws.always(
-            "SendMessage", Refuse("com.amazonaws.sqs#RequestThrottled", legacy="RequestThrottled")
-        )
-
-    async def repair(self) -> None:
-        self.aws.always("SendMessage", None)
-
-
-PLACES = ["memory", "sqs", "scripted sqs"]
-
-
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=[*INSIDE, *EMULATED, *SCRIPTED])
 async def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
     # botocore's retries would sleep.
     monkeypatch.setattr(aws_session, "COLD_ATTEMPTS", 1)
-    if request.param == "memory":
-        yield Memory()
-    elif request.param == "sqs":
+    if request.param in INSIDE:
+        yield INSIDE[request.param]()
+    elif request.param in EMULATED:
         endpoint = request.getfixturevalue("emulator").endpoint_url
-        async with AwsSession(Aws(region=REGION, endpoint_url=endpoint), Recorder()) as session:
-            place = Sqs(session)
-            await place.repair()
-            yield place
+        async with emulated(request.param, endpoint) as found:
+            yield found
     else:
-        async with open_aws() as aws:
-            config = Aws(region=REGION, endpoint_url=aws.endpoint)
-            async with AwsSession(config, Recorder()) as session:
-                yield ScriptedSqs(session, aws)
-
-
-# --- the promises -------------------------------------------------------------------------------------------------------
+        async with scripted(request.param) as scripted_place:
+            yield scripted_place
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-async def test_the_document_arrives_equal_and_without_the_event(place: Place, name: str) -> None:
-    await place.destination.send(failure(name))
-    (arrived,) = await place.taken()
-    assert arrived == failure(name).document
-    assert list(arrived) == list(failure(name).document)
+async def test_the_document_arrives_equal_with_its_members_in_their_order(place: Place, name: str) -> None:
+    sent = delivery(name)
+    await place.destination.send(sent)
+    (arrived,) = await place.taken(1)
+    assert arrived == place.expected(sent)
+    assert order(arrived) == order(place.expected(sent))
 
 
 async def test_text_of_any_language_arrives_as_it_is(place: Place) -> None:
-    odd = failure(note='grüße \u2028 😀 "quoted" \\ <&> \t\n')
+    odd = delivery(note='grüße \u2028 \ufffe\uffff 😀 "quoted" \\ <&> \t\n')
     await place.destination.send(odd)
-    assert await place.taken() == [odd.document]
+    assert await place.taken(1) == [place.expected(odd)]
 
 
-async def test_a_failure_may_be_sent_again(place: Place) -> None:
+async def test_a_delivery_may_be_sent_again(place: Place) -> None:
     for _ in range(2):
-        await place.destination.send(failure())
-    assert await place.taken() == [failure().document] * 2
+        await place.destination.send(delivery())
+    times = 1 if place.idempotent else 2
+    assert await place.taken(times) == [place.expected(delivery())] * times
 
 
 async def test_several_may_be_sent_at_the_same_time(place: Place) -> None:
     async with anyio.create_task_group() as tasks:
         for number in range(5):
-            tasks.start_soon(place.destination.send, failure(number=number))
-    assert sorted(document["number"] for document in await place.taken()) == list(range(5))
+            tasks.start_soon(place.destination.send, replace(delivery(number=number), id=f"id-{number}"))
+    assert sorted(document["number"] for document in await place.taken(5)) == list(range(5))
 
 
 async def test_what_is_not_taken_is_an_error_with_a_name_and_may_be_sent_once_it_can_be(place: Place) -> None:
     await place.break_down()
     with pytest.raises(PollerError) as caught:
-        await place.destination.send(failure())
-    assert isinstance(caught.value, AwsError)
+        await place.destination.send(delivery())
+    assert isinstance(caught.value, FunctionFailed if isinstance(place, OwnFunction) else AwsError)
     assert str(caught.value)
     await place.repair()
-    assert await place.taken() == []
-    await place.destination.send(failure())
-    assert await place.taken() == [failure().document]
+    assert await place.taken(0) == []
+    await place.destination.send(delivery())
+    assert await place.taken(1) == [place.expected(delivery())]
 
 
-async def test_a_destination_changes_nothing_of_a_failure(place: Place) -> None:
-    sent = failure()
+async def test_a_destination_changes_nothing_of_a_delivery(place: Place) -> None:
+    sent = delivery()
     await place.destination.send(sent)
-    assert sent == failure()
+    assert sent == delivery()

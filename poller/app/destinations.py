@@ -1,0 +1,92 @@
+"""Where what became of a mapping's batches goes: from the names in its config to what takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from poller.app import functions
+from poller.config.arn import destination_function, parse_arn
+from poller.config.remote import split_function_arn
+from poller.core.failure import mapping_id
+from poller.destinations.eventbridge import EventBridgeDestination
+from poller.destinations.function import LambdaDestination, OwnFunctionDestination
+from poller.destinations.s3 import S3Destination
+from poller.destinations.sns import SnsDestination
+from poller.destinations.sqs import SqsDestination
+from poller.engine.invoker import Call, FunctionPlan, Invoker
+
+if TYPE_CHECKING:
+    from poller.app.functions import Loaded
+    from poller.aws.session import AwsSession
+    from poller.config import Mapping
+    from poller.engine.invoker import World
+    from poller.model import Outcome
+    from poller.ports import Destination, Observer
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What destinations are made of."""
+
+    loaded: dict[str, Loaded]
+    """The functions of this daemon that are in use, by name."""
+    session: AwsSession
+    observer: Observer
+    world: World
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The destinations of one mapping."""
+
+    on_failure: Destination | None = None
+
+
+def ends(mapping: Mapping, outside: Outside) -> Ends:
+    """The destinations that `mapping` names."""
+    return Ends(**{key: _destination(text, mapping, outside) for key, text in mapping.destinations.items()})
+
+
+def functions_of(mapping: Mapping, loaded: dict[str, Loaded]) -> tuple[Loaded, ...]:
+    """The functions of this daemon that `mapping` sends to."""
+    names = map(destination_function, mapping.destinations.values())
+    return tuple(loaded[name] for name in names if name in loaded)
+
+
+def _destination(text: str, mapping: Mapping, outside: Outside) -> Destination:
+    name = destination_function(text)
+    if name is not None:
+        return _function(name, text, mapping, outside)
+    arn = parse_arn(text)
+    api = outside.session.cold(arn.service, arn.region or mapping.region)
+    match arn.service:
+        case "sqs":
+            return SqsDestination(arn.resource, arn.account, api)
+        case "sns":
+            return SnsDestination(text, api)
+        case "s3":
+            return S3Destination(arn.resource, mapping_id(mapping.name, mapping.event_source_arn), api)
+        case _:
+            return EventBridgeDestination(text, api)
+
+
+def _function(name: str, text: str, mapping: Mapping, outside: Outside) -> Destination:
+    function = outside.loaded.get(name)
+    arn = text if function is None else functions.arn(mapping, function.config, text)
+    if function is None or function.config.runtime == "lambda":
+        whole, qualifier = split_function_arn(arn)
+        return LambdaDestination(whole, qualifier, outside.session.cold("lambda", parse_arn(whole).region))
+    plan = FunctionPlan(name, arn, function.config.timeout)
+    invoker = Invoker(plan, function.runtime, function.slots, outside.observer, outside.world)
+    return OwnFunctionDestination(name, partial(_invoke, invoker, Call(mapping.name, mapping.source, False)))
+
+
+async def _invoke(invoker: Invoker, call: Call, event: dict[str, Any]) -> Outcome:
+    """Run a function as soon as it has room, within the same limits as what mappings ask of it."""
+    await invoker.slots.acquire()
+    try:
+        return await invoker.invoke(call.of((), event))
+    finally:
+        invoker.slots.release()
