@@ -75,9 +75,10 @@ def invocation(size: int) -> Invocation:
     return Invocation("f1b0e3a4-2c51-4a35-8b0e-7a7d3a5c9b11", EVENTS[size], time.time() + 30, ARN)
 
 
-async def throughput(runtime: ProcessRuntime, size: int, seconds: float) -> tuple[float, float]:
-    """Invocations a second, and the daemon's CPU microseconds of each."""
-    end, cpu, count = time.perf_counter() + seconds, time.process_time(), 0
+async def throughput(runtime: ProcessRuntime, size: int, seconds: float) -> tuple[float, float, float]:
+    """Invocations a second, and the CPU microseconds of each: the daemon's and the worker's."""
+    end, count = time.perf_counter() + seconds, 0
+    cpu, theirs = time.process_time(), cpu_of_workers(runtime)
 
     async def call() -> None:
         nonlocal count
@@ -91,7 +92,14 @@ async def throughput(runtime: ProcessRuntime, size: int, seconds: float) -> tupl
         for _ in range(CALLERS):
             tasks.start_soon(call)
     took = time.perf_counter() - started
-    return count / took, 1e6 * (time.process_time() - cpu) / count
+    own = time.process_time() - cpu
+    return count / took, 1e6 * own / count, 1e6 * (cpu_of_workers(runtime) - theirs) / count
+
+
+def cpu_of_workers(runtime: ProcessRuntime) -> float:
+    """Seconds of CPU that the present workers have used."""
+    pids = [worker.process.pid for worker in runtime._pool.workers]
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 async def latency(runtime: ProcessRuntime, size: int, rate: float, seconds: float) -> float:
@@ -120,19 +128,20 @@ async def measure(rounds: int, seconds: float) -> None:
         runtimes = {kind: start(folder) for kind, start in STARTS.items()}
         for size in EVENTS:
             rates: dict[str, list[float]] = {kind: [] for kind in runtimes}
-            costs: dict[str, list[float]] = {kind: [] for kind in runtimes}
+            costs: dict[str, list[list[float]]] = {kind: [] for kind in runtimes}
             for _ in range(rounds):
                 for kind, runtime in runtimes.items():
                     await throughput(runtime, size, 0.5)
-                    rate, cost = await throughput(runtime, size, seconds)
+                    rate, *cost = await throughput(runtime, size, seconds)
                     rates[kind].append(rate)
                     costs[kind].append(cost)
             for kind, runtime in runtimes.items():
                 rate = median(rates[kind])
+                daemon, worker = (median(one) for one in zip(*costs[kind], strict=True))
                 p99 = await latency(runtime, size, rate / 2, seconds)
                 print(
                     f"{kind:8} batch {size:2}: {rate:8.0f}/s (rounds {', '.join(f'{one:.0f}' for one in rates[kind])}),"
-                    f" daemon {median(costs[kind]):4.0f} us each, p99 at half load {p99:.2f} ms"
+                    f" daemon {daemon:4.0f} us and worker {worker:4.0f} us each, p99 at half load {p99:.2f} ms"
                 )
             ratios = [one / other for one, other in zip(rates["python"], rates["command"], strict=True)]
             print(f"python / command, batch {size:2}: {median(ratios):.1f} times")
