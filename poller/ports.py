@@ -113,6 +113,11 @@ class Source(Protocol):
 class Runtime(Protocol):
     """Runs one function."""
 
+    @property
+    def keeps_time(self) -> bool:
+        """Whether it ends an invocation at its time limit by itself, and answers for it as `response.timed_out` says."""
+        ...
+
     def open(self) -> None:
         """Begin, on the event loop: what is to be warm before the first invocation is started. Called once, first."""
         ...
@@ -128,8 +133,9 @@ class Runtime(Protocol):
     async def invoke(self, invocation: Invocation) -> Reply:
         """Run the function on one event. Whatever the function does is a value; nothing is raised.
 
-        The caller enforces the time limit by cancelling: the runtime then makes sure that the code runs no further where
-        it can, and counts what it cannot stop against its own limit.
+        The caller of a runtime that does not keep the time enforces the limit by cancelling. Whoever cancels, and why:
+        the runtime then makes sure that the code runs no further where it can, and counts what it cannot stop against its
+        own limit.
         """
         ...
 

@@ -41,6 +41,12 @@ def parse(reply: Reply, ids: Collection[str], *, partial: bool, source: Source) 
             assert_never(reply)
 
 
+def timed_out(request_id: str, timeout: float) -> FunctionError:
+    """Return Lambda's error for an invocation that ran for `timeout` seconds, all that it may."""
+    message = f"RequestId: {request_id} Error: Task timed out after {timeout:.2f} seconds"
+    return FunctionError("Sandbox.Timedout", message, timed_out=True)
+
+
 def _parse_payload(payload: Any, ids: Collection[str], source: Source) -> Outcome:
     if payload is None or (source != "sqs" and payload in ("", [])):
         return Succeeded()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 import anyio
 
 from poller.core import response
-from poller.model import Failed, FunctionError, Invocation, Invoked, NotInvoked, PartlyFailed, Succeeded
+from poller.model import Failed, Invocation, Invoked, NotInvoked, PartlyFailed, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,14 +101,11 @@ class Invoker:
     async def _run(self, request_id: str, event: dict[str, Any]) -> Reply:
         timeout = self.function.timeout
         invocation = Invocation(request_id, event, self.world.wall() + timeout, self.function.arn)
+        if self._runtime.keeps_time:
+            return await self._runtime.invoke(invocation)
         with anyio.move_on_after(timeout):
             return await self._runtime.invoke(invocation)
-        return _timed_out(request_id, timeout)
-
-
-def _timed_out(request_id: str, timeout: float) -> FunctionError:
-    message = f"RequestId: {request_id} Error: Task timed out after {timeout:.2f} seconds"
-    return FunctionError("Sandbox.Timedout", message, timed_out=True)
+        return response.timed_out(request_id, timeout)
 
 
 def _failed(outcome: Outcome, records: Sequence[Record]) -> int:

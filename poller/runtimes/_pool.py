@@ -65,7 +65,7 @@ class Size:
     maximum_invocations: int | None = None
     init_timeout: float = INIT_TIMEOUT
     timeout: float = 3.0
-    """Of an invocation; the second try of an init may take as long."""
+    """Of an invocation, which is ended after it; the second try of an init may take as long."""
 
 
 class Pool:
@@ -93,6 +93,7 @@ class Pool:
         self._closed = False
         self._idle_timer: asyncio.TimerHandle | None = None
         self._spare_timer: asyncio.TimerHandle | None = None
+        self._limit_timer: asyncio.TimerHandle | None = None
         self._spare_pause = SPARE_PAUSES[0]
         self._emptied: asyncio.Event = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -142,7 +143,9 @@ class Pool:
         return None
 
     def take(self) -> Worker:
-        """Take the idle worker that was used last; there must be one."""
+        """Take the idle worker that was used last, for an invocation that begins now; there must be one."""
+        if self._limit_timer is None:
+            self._limit_timer = self._loop.call_later(self.size.timeout, self._end_late)
         return self.idle.pop()
 
     def finishing(self, worker: Worker) -> None:
@@ -172,7 +175,7 @@ class Pool:
         self._closed = True
         if not hasattr(self, "_loop"):
             return
-        for timer in (self._idle_timer, self._spare_timer):
+        for timer in (self._idle_timer, self._spare_timer, self._limit_timer):
             if timer is not None:
                 timer.cancel()
         self._answer_all(lambda _: Refused("the function is being closed"))
@@ -337,6 +340,17 @@ class Pool:
                 waiter.set_result(answer)
 
     # --- timers ---------------------------------------------------------------------------------------------------------
+
+    def _end_late(self) -> None:
+        """End what has run for too long; one timer for all, because all may run for the same time."""
+        limit = self.size.timeout
+        now = self._loop.time()
+        busy = [worker for worker in self.workers if worker.state is State.BUSY]
+        for worker in busy:
+            if worker.since + limit <= now:
+                worker.time_out(limit)
+        since = [worker.since for worker in busy if worker.state is State.BUSY]
+        self._limit_timer = self._loop.call_at(min(since) + limit, self._end_late) if since else None
 
     def _look_at_idle(self) -> None:
         """Retire who has been idle for too long; the bottom of the stack is the oldest."""

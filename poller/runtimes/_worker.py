@@ -20,6 +20,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from poller.core import response
 from poller.model import FunctionError, Reply
 from poller.runtimes._process import GRACE, Process, exit_reason
 
@@ -111,6 +112,8 @@ class Worker:
         """How it ended, when it did so by itself and with nobody to tell it to."""
         self.crashed = False
         """Whether it ended by itself."""
+        self.timed_out = False
+        """Whether its last invocation came to its time limit."""
         self.looked_at = 0.0
         """Loop time at which its memory was last read."""
         self._loop = loop
@@ -148,6 +151,14 @@ class Worker:
             self._init_timer.cancel()
             self.process.end()
             self._owner.ending(self)
+
+    def time_out(self, limit: float) -> None:
+        """End the process because its invocation has run for `limit` seconds, and give that as its answer."""
+        assert self.invocation is not None
+        reply = response.timed_out(self.invocation.request_id, limit)
+        self.timed_out = True
+        self.end()
+        self._give(reply)
 
     # --- what the link hears --------------------------------------------------------------------------------------------
 
@@ -205,13 +216,8 @@ class Worker:
             self._owner.init_failed(self, failure)
 
     def _init_too_long(self) -> None:
-        text = f"Error: Task timed out after {self._init_timeout:.2f} seconds"
         self.end()
-        self._fail(
-            lambda request_id: FunctionError(
-                "Sandbox.Timedout", f"RequestId: {request_id} {text}", timed_out=True
-            )
-        )
+        self._fail(lambda request_id: response.timed_out(request_id, self._init_timeout))
 
     def _exited(self, code: int) -> None:
         # A reply, or a reported init error, that was written before the end still counts.

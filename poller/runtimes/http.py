@@ -74,6 +74,8 @@ def tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
 class HttpRuntime:
     """Posts events to one endpoint. As many connections as invocations: the function's places are the limit."""
 
+    keeps_time = False
+
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._tls = tls_context(endpoint.ca_bundle) if endpoint.url.lower().startswith("https:") else None

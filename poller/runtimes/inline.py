@@ -37,6 +37,8 @@ def load(function: FunctionIdentity, handler: str, *, concurrency: int) -> Inlin
 class InlineRuntime:
     """Runs one handler in this process. At most `concurrency` threads, for a `def` handler."""
 
+    keeps_time = False
+
     def __init__(
         self, function: FunctionIdentity, handler: Callable[[Any, Any], Any], *, concurrency: int
     ) -> None:

@@ -188,6 +188,9 @@ def _launch(argv: Sequence[str], variables: Mapping[str, str], setting: Setting)
 class ProcessRuntime:
     """Runs one function in a pool of workers; see `poller.ports.Runtime`."""
 
+    # A cancel scope of the engine's for each invocation would be a third of what that costs the daemon.
+    keeps_time = True
+
     def __init__(
         self, function: FunctionIdentity, pool: Pool, setting: Setting, planned: Callable[[Setting], Plan]
     ) -> None:
@@ -249,7 +252,9 @@ class ProcessRuntime:
         if worker.state is State.FINISHING:
             pool.finishing(worker)
         pool.account(worker)
-        if worker.init_duration is not None or _log.isEnabledFor(logging.DEBUG):
+        if worker.timed_out:
+            self._report(worker, invocation, "timeout")
+        elif worker.init_duration is not None or _log.isEnabledFor(logging.DEBUG):
             self._report(worker, invocation)
         return reply
 

@@ -39,6 +39,8 @@ _OF_THE_EVENT = frozenset(
 class LambdaRuntime:
     """Invokes the functions that the invocations name, in the regions that their ARNs name."""
 
+    keeps_time = False
+
     def __init__(self, session: Callable[[], AwsSession]) -> None:
         self._session = session
 

@@ -345,6 +345,34 @@ async def test_what_timed_out_is_reported_as_such(make: Make, caplog: pytest.Log
     assert report["duration_ms"] >= 50
 
 
+async def test_invocations_that_run_for_too_long_are_ended_each_at_its_own_time(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    runtime = make("forks_and_hangs", Size(2, timeout=0.1))
+    took: dict[str, float] = {}
+
+    async def invoke(request_id: str) -> None:
+        assert await runtime.ready(request_id) is None
+        begun = time.perf_counter()
+        text = f"RequestId: {request_id} Error: Task timed out after 0.10 seconds"
+        reply = await runtime.invoke(Invocation(request_id, {}, time.time() + 30, ARN))
+        assert reply == FunctionError("Sandbox.Timedout", text, timed_out=True)
+        took[request_id] = time.perf_counter() - begun
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(invoke, "request-1")
+            tasks.start_soon(invoke, "request-2")
+    assert all(0.09 < seconds < 1 for seconds in took.values())
+    reports = [vars(record) for record in caplog.records if record.getMessage() == "REPORT"]
+    assert {(report["request_id"], report["status"]) for report in reports} == {
+        ("request-1", "timeout"),
+        ("request-2", "timeout"),
+    }
+    assert runtime.workers().billed_seconds >= 0.2
+
+
 async def test_a_worker_that_replies_at_the_moment_of_the_time_out_lives_on(make: Make) -> None:
     runtime = make("forks_and_hangs", Size(1))
     assert await runtime.ready("request-1") is None

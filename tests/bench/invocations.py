@@ -83,8 +83,8 @@ async def throughput(runtime: ProcessRuntime, size: int, seconds: float) -> tupl
     async def call() -> None:
         nonlocal count
         while time.perf_counter() < end:
-            with anyio.move_on_after(30):  # as the engine does
-                assert isinstance(await runtime.invoke(invocation(size)), Returned)
+            # As the engine does: it leaves the time limit to a runtime that keeps the time.
+            assert isinstance(await runtime.invoke(invocation(size)), Returned)
             count += 1
 
     started = time.perf_counter()

@@ -359,6 +359,7 @@ class Function:
     def __init__(
         self, *replies: Reply | Exception, handler: Callable[[Call], Awaitable[Reply]] | None = None
     ) -> None:
+        self.keeps_time = False
         self.calls: list[Call] = []
         self.cold_start = 0.0
         self.unready: FunctionError | Refused | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import anyio
+
 from poller.engine.invoker import Call, FunctionPlan, Invoker
 from poller.engine.slots import Places, Slots
 from poller.model import Failed, FunctionError, Invoked, NotInvoked, Refused, Returned, Succeeded
@@ -57,3 +59,28 @@ async def test_a_function_that_does_not_start_has_failed_and_one_without_room_wa
     function.unready = Refused("no room")
     assert await invoker.invoke(call) == NotInvoked("no room")
     assert function.calls == []
+
+
+async def _three_hours(_):
+    await anyio.sleep(3 * 3600)
+    return Returned(None)
+
+
+@virtual
+async def test_a_function_that_runs_for_too_long_is_cancelled_and_has_timed_out():
+    function = Function(handler=_three_hours)
+    invoker = Invoker(PLAN, function, Slots(Places(1), None), observer := Recorder(), world())
+    outcome = await invoker.invoke(Call("clicks", "kinesis", False, event={"Records": []}))
+    text = "RequestId: r-1 Error: Task timed out after 3.00 seconds"
+    assert outcome == Failed(FunctionError("Sandbox.Timedout", text, timed_out=True))
+    assert function.cancelled == 1
+    assert [fact.duration for fact in observer.of(Invoked)] == [3.0]
+
+
+@virtual
+async def test_a_runtime_that_keeps_the_time_is_left_to_do_so():
+    function = Function(handler=_three_hours)
+    function.keeps_time = True
+    invoker = Invoker(PLAN, function, Slots(Places(1), None), Recorder(), world())
+    assert await invoker.invoke(Call("clicks", "kinesis", False, event={"Records": []})) == Succeeded()
+    assert function.cancelled == 0
