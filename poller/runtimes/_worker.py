@@ -18,6 +18,7 @@ A worker never comes back from ENDING: what timed out, crashed or broke the prot
 from __future__ import annotations
 
 from enum import Enum
+from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from poller.core import response
@@ -106,6 +107,8 @@ class Worker:
         self.init_duration: float | None = None
         """Seconds; None until it has been idle once, and after its first invocation was reported."""
         self.invocation: Invocation | None = None
+        # The clock of uvloop's loops goes by milliseconds, and that of a loop's present round stands still.
+        self._begun = 0.0
         self.duration = 0.0
         """Seconds from the start of the present or last invocation to its reply; set when that has come."""
         self.exit_reason = ""
@@ -136,6 +139,7 @@ class Worker:
         self.state = State.BUSY
         self.runs += 1
         self.since = self._loop.time()
+        self._begun = perf_counter()
         self.invocation = invocation
         self.process.output.request_id = invocation.request_id
         self._answer = answer = self._loop.create_future()
@@ -146,7 +150,7 @@ class Worker:
         """End the process and all that it started, whatever it is doing; an open answer is given when it has ended."""
         if self.state not in (State.ENDING, State.GONE):
             if self.state is State.BUSY:
-                self.duration = self._loop.time() - self.since
+                self.duration = perf_counter() - self._begun
             self._leave(State.ENDING)
             self._init_timer.cancel()
             self.process.end()
@@ -179,7 +183,7 @@ class Worker:
         if self.state is State.BUSY:
             # What it printed before it replied is in the pipe by now, and belongs to this invocation.
             self.process.output.read()
-            self.duration = self._loop.time() - self.since
+            self.duration = perf_counter() - self._begun
             self._leave(State.FINISHING)
             self._give(reply)
 

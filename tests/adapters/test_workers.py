@@ -334,6 +334,19 @@ async def test_each_invocation_is_reported_and_the_first_one_with_its_cold_start
     assert 5 < report["max_memory_used_mb"] < 500
 
 
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
+async def test_an_invocation_shorter_than_a_tick_of_the_loops_clock_is_billed_a_millisecond(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "poller.function")
+    runtime = make("pid", Size(1))
+    for _ in range(20):
+        await payload(runtime)
+    reports = [vars(record) for record in caplog.records if record.getMessage() == "REPORT"]
+    assert all(report["billed_duration_ms"] >= 1 for report in reports)
+    assert sum(report["duration_ms"] for report in reports) > 0
+
+
 async def test_what_timed_out_is_reported_as_such(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "poller.function")
     runtime = make("forks_and_hangs", Size(1))
