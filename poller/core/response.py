@@ -68,6 +68,8 @@ def _parse_payload(payload: Any, ids: Collection[str], source: Source) -> Outcom
 def _named(failures: Any, ids: Collection[str]) -> frozenset[str]:
     if not isinstance(failures, list):
         raise _Malformed(f"batchItemFailures is {quote(failures)} instead of an array")
+    if not failures:  # the usual answer
+        return frozenset()
     known = frozenset(ids)
     return frozenset(_identifier(entry, known, f"batchItemFailures[{i}]") for i, entry in enumerate(failures))
 

@@ -80,7 +80,7 @@ class Invoker:
         started = anyio.current_time()
         if reply is None:
             reply = await self._run(request_id, call.event)
-        ids = {record.id for record in call.records} if call.partial else ()
+        ids = [record.id for record in call.records] if call.partial else ()
         outcome = response.parse(reply, ids, partial=call.partial, source=call.source)
         if call.judge is not None:
             outcome = call.judge(reply, outcome)
