@@ -255,11 +255,44 @@ class MappingState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     DEGRADED = "degraded"
-    """Running, but the source cannot be read or settled at the moment."""
+    """Running, but the source cannot be read or settled at the moment, or the circuit breaker is open."""
     PAUSED = "paused"
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
+
+
+class CircuitState(StrEnum):
+    """Where the circuit breaker of a mapping stands, as `circuit_breaker_state` and `poller status` show it."""
+
+    CLOSED = "closed"
+    """Everything runs."""
+    OPEN = "open"
+    """The function fails whatever it is given: nothing is received or invoked."""
+    HALF_OPEN = "half_open"
+    """One batch is let through, the probe."""
+    RAMPING = "ramping"
+    """The probe has succeeded: more and more invocations are let through."""
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitChanged:
+    """The circuit breaker of a mapping went from one state to another."""
+
+    mapping: str
+    before: CircuitState
+    state: CircuitState
+    failures: int
+    """Invocations that failed in a row, up to now."""
+    error: str
+    """The last one of them."""
+    probe_in: float = 0.0
+    """Seconds until the probe, when it is open now."""
+
+    @property
+    def tripped(self) -> bool:
+        """True when it opened by more than a failed probe."""
+        return self.state is CircuitState.OPEN and self.before is not CircuitState.HALF_OPEN
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from poller.model import (
         ApiRequest,
         Checkpoint,
+        CircuitChanged,
         Delivered,
         Delivery,
         DeliveryFailed,
@@ -269,6 +270,8 @@ class Observer(Protocol):
     def delivery_failed(self, fact: DeliveryFailed) -> None: ...
 
     def state_changed(self, fact: StateChanged) -> None: ...
+
+    def circuit_changed(self, fact: CircuitChanged) -> None: ...
 
     def trouble(self, fact: Trouble) -> None: ...
 

@@ -11,7 +11,9 @@ from poller.app import destinations, functions, streams
 from poller.core.batch import BatchLimits
 from poller.core.filters import compile_filters
 from poller.engine import parts
+from poller.engine.breaker import Breaker, guarded
 from poller.engine.child import MappingSpec
+from poller.engine.door import Door
 from poller.engine.invoker import Call, FunctionPlan, Invoker
 from poller.engine.pipeline import Pipeline, Plan
 from poller.engine.work import QueueWork
@@ -105,10 +107,14 @@ async def _open_queue(
     source = _source(mapping, function, around)
     (shard,) = await source.shards()
     async with source.open(shard, StartAt()) as reader:
-        shared = parts.build(mapping.name, reader, invoker, mapping.concurrency or DEFAULT_CONCURRENCY)
+        maximum = mapping.concurrency or DEFAULT_CONCURRENCY
+        policy = mapping.circuit
+        breaker = Breaker(mapping.name, policy, Door(), invoker) if policy else None
+        shared = parts.build(mapping.name, reader, invoker, maximum, breaker=breaker)
         call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
         work = QueueWork(call, shared, ordered=mapping.fifo, patience=reader.visibility_timeout)
-        yield Pipeline(_plan(mapping), shared, work)
+        pipeline = Pipeline(_plan(mapping), shared, work)
+        yield guarded(pipeline, breaker, lambda: min(function.slots.total, maximum))
 
 
 def _source(mapping: Mapping, function: Loaded, around: Surroundings) -> SqsSource:

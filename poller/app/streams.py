@@ -19,6 +19,7 @@ from poller.core.failure import Origin
 from poller.core.filters import compile_filters
 from poller.core.retry import StreamPolicy
 from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
+from poller.engine.breaker import guarded
 from poller.engine.invoker import Call
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from poller.app.destinations import Ends
     from poller.aws.session import AwsSession
     from poller.config import Config, Mapping
+    from poller.engine.child import Runner
     from poller.engine.invoker import Invoker
     from poller.ports import CheckpointStore, Jobs, Observer, Source, Spool
 
@@ -153,14 +155,14 @@ def reading(mapping: Mapping, config: Config) -> tuple[float, bool]:
 @asynccontextmanager
 async def open_stream(
     mapping: Mapping, config: Config, invoker: Invoker, ends: Ends, around: Shared
-) -> AsyncIterator[ShardKeeper]:
+) -> AsyncIterator[Runner]:
     """The mapping opened on its stream, to be run; raises PollerError."""
     envelope = _envelope(mapping, config)
     source = await _source(mapping, config, envelope, around)
     plan = _plan(mapping, envelope, around, invoker.function.arn, ends)
     keeper = ShardKeeper(plan, source, await around.state.store(), invoker)
     async with keeper.opened():
-        yield keeper
+        yield guarded(keeper, keeper.breaker, keeper.ceiling)
 
 
 def _envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnvelope:
@@ -238,4 +240,5 @@ def _plan(
         position=mapping.starting_position or "TRIM_HORIZON",
         timestamp=mapping.starting_position_timestamp or 0.0,
         flush_timeout=around.flush_timeout,
+        circuit=mapping.circuit,
     )

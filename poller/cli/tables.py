@@ -167,7 +167,8 @@ def _chosen(mappings: Sequence[dict[str, Any]], width: int) -> tuple[list[_Colum
 
 def _why(mapping: dict[str, Any]) -> str:
     error = mapping["totals"]["last_error"]
-    return str(mapping["reason"] or (error and f"last error: {error}"))
+    ramping = mapping.get("circuit") == "ramping" and "circuit ramping up after an outage of the function"
+    return str(mapping["reason"] or ramping or (error and f"last error: {error}"))
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def warnings(config: Config) -> tuple[str, ...]:
     """Return one line for each thing that is allowed and probably not meant."""
-    return (*_filters(config), *_concurrency(config))
+    return (*_filters(config), *_concurrency(config), *_circuits(config))
 
 
 def _filters(config: Config) -> Iterator[str]:
@@ -35,4 +35,14 @@ def _concurrency(config: Config) -> Iterator[str]:
             yield (
                 f"functions.{name}: reserved_concurrent_executions is below the concurrency of its mappings,"
                 f" {wanted[name]} in all, so it will throttle them"
+            )
+
+
+def _circuits(config: Config) -> Iterator[str]:
+    for mapping in config.mappings:
+        breaker, retries = mapping.circuit_breaker, mapping.maximum_retry_attempts
+        if breaker and 0 <= retries < breaker.consecutive_failures:
+            yield (
+                f'mapping "{mapping.name}": circuit_breaker.consecutive_failures, {breaker.consecutive_failures}, is above'
+                f" maximum_retry_attempts, {retries}, so a batch may be given up before the circuit opens"
             )

@@ -7,12 +7,15 @@ import math
 import re
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
 from poller.config.arn import Arn, SourceKind, check_destination, check_key, check_source, parse_arn
 from poller.config.section import Mistakes, Seconds, Section, Whole
+
+if TYPE_CHECKING:
+    from poller.core.breaker import CircuitPolicy
 
 #: Filters that Lambda allows once its quota of 5 was raised.
 MAXIMUM_FILTERS = 10
@@ -166,6 +169,31 @@ class DestinationConfig(Section):
     )
 
 
+class CircuitBreaker(Section):
+    """When a mapping stops asking a function that fails whatever it is given."""
+
+    consecutive_failures: Whole = Field(
+        default=10,
+        ge=1,
+        le=10_000,
+        description="Invocations in a row that finished nothing of their batch, over all workers or lanes, after"
+        " which nothing is received or invoked. 1 to 10000; default 10.",
+    )
+    pause_in_seconds: Seconds = Field(
+        default=10,
+        ge=1,
+        le=43_200,
+        description="Seconds from there to the probe, which is one batch; up to half of them is left to chance."
+        " Each probe that fails doubles the pause. 1 to 43200; default 10.",
+    )
+    maximum_pause_in_seconds: Seconds = Field(
+        default=300,
+        ge=1,
+        le=43_200,
+        description="Seconds that the pause grows to at most. 1 to 43200, at least pause_in_seconds; default 300.",
+    )
+
+
 class Mapping(Section):
     """One source feeding one function."""
 
@@ -263,6 +291,11 @@ class Mapping(Section):
     destination_config: DestinationConfig = Field(
         default_factory=DestinationConfig, description="Streams only: where batches go that are given up."
     )
+    circuit_breaker: CircuitBreaker | None = Field(
+        default=None,
+        description="Beyond Lambda: stop when the function fails whatever it is given, ask again with one batch at"
+        " a time, and go on at growing concurrency; {} takes its defaults. Default: off, as on Lambda.",
+    )
     deaggregate: bool | None = Field(
         default=None,
         description="Kinesis only: take apart what the Kinesis Producer Library has put together, so that the"
@@ -350,6 +383,20 @@ class Mapping(Section):
     def patterns(self) -> tuple[str, ...]:
         """The filter patterns as JSON texts; empty for no filtering."""
         return tuple(one.pattern for one in self.filter_criteria.filters)
+
+    @property
+    def circuit(self) -> CircuitPolicy | None:
+        """What the circuit breaker goes by; None when there is none."""
+        from poller.core.breaker import CircuitPolicy  # only for files that have breakers
+
+        wanted = self.circuit_breaker
+        return (
+            None
+            if wanted is None
+            else CircuitPolicy(
+                wanted.consecutive_failures, wanted.pause_in_seconds, wanted.maximum_pause_in_seconds
+            )
+        )
 
     @property
     def concurrency(self) -> int | None:

@@ -47,6 +47,7 @@ def within(mapping: Mapping, now: float) -> Iterator[Mistake]:
     yield from _queue(mapping) if mapping.source == "sqs" else _stream(mapping, now)
     yield from _filters(mapping)
     yield from _destinations(mapping)
+    yield from _circuit(mapping)
 
 
 def _applicability(mapping: Mapping) -> Iterator[Mistake]:
@@ -138,6 +139,18 @@ def _destinations(mapping: Mapping) -> Iterator[Mistake]:
             )
         elif destination_function(destination) == mapping.function:
             yield Mistake(at, "must be another function than that of the mapping")
+
+
+def _circuit(mapping: Mapping) -> Iterator[Mistake]:
+    breaker = mapping.circuit_breaker
+    if breaker is None or breaker.pause_in_seconds <= breaker.maximum_pause_in_seconds:
+        return
+    if "pause_in_seconds" in breaker.model_fields_set:
+        wants = f"must be at most maximum_pause_in_seconds, which is {breaker.maximum_pause_in_seconds:g}"
+        yield Mistake(("circuit_breaker", "pause_in_seconds"), wants)
+    else:
+        wants = f"must be at least pause_in_seconds, which is {breaker.pause_in_seconds:g}"
+        yield Mistake(("circuit_breaker", "maximum_pause_in_seconds"), wants)
 
 
 # --- across the file --------------------------------------------------------------------------------------

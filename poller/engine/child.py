@@ -2,8 +2,9 @@
 
 States::
 
-    starting -> running <-> degraded      degraded: the source cannot be read at the moment (the pipeline tries again)
-       |  ^        |                      paused: by command, or `enabled = false`; nothing is received
+    starting -> running <-> degraded      degraded: the source cannot be read at the moment (the pipeline tries again), or the
+       |  ^        |                                circuit breaker is open: the function fails whatever it is given
+       |  |        |                      paused: by command, or `enabled = false`; nothing is received
        v  |        v                      failed: could not be opened, or crashed
       failed    draining -> stopped       draining: receives no more, finishes what is at work
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from poller.engine.invoker import World
     from poller.engine.status import Load, ShardStatus, Totals
+    from poller.model import CircuitState
     from poller.ports import Observer
 
 CRASH_BUDGET = 5
@@ -43,7 +45,7 @@ SETTLED = 60.0
 
 
 class Runner(Protocol):
-    """An opened mapping: the pipeline of a queue, or the shards of a stream."""
+    """An opened mapping: the pipeline of a queue, or the shards of a stream; or one of these with a circuit breaker."""
 
     @property
     def trouble(self) -> str | None:
@@ -53,6 +55,11 @@ class Runner(Protocol):
     @property
     def at_capacity(self) -> bool:
         """True when nothing is received because the function can take no more."""
+        ...
+
+    @property
+    def circuit(self) -> CircuitState | None:
+        """Where the circuit breaker stands; None for a mapping that has none."""
         ...
 
     async def run(self) -> None:
@@ -315,6 +322,7 @@ class Child:
             restarts=self.restarts,
             totals=totals,
             shards=self._runner.shards() if self._runner else (),
+            circuit=self._runner.circuit if self._runner else None,
         )
 
 

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 class Dispatch:
-    """The way of one mapping's batches to their function."""
+    """The way of one mapping's batches to their function; with a circuit breaker it is `breaker.GuardedDispatch`."""
+
+    #: Which opening of a circuit breaker this is: a worker of an earlier one receives no more.
+    generation = 0
+    #: What takes back an invocation that has its slot and cannot begin yet; by default nothing does.
+    _withdraws: Door | None = None
 
     def __init__(self, invoker: Invoker, door: Door, maximum_concurrency: int | None) -> None:
         self.in_flight_invocations = 0
@@ -47,7 +52,7 @@ class Dispatch:
         self.in_flight_records += len(call.records)
         self.in_flight_bytes += size
         try:
-            return await self._invoker.invoke(call)
+            return await self._invoker.invoke(call, self._withdraws)
         finally:
             self.in_flight_invocations -= 1
             self.in_flight_records -= len(call.records)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from poller.core.filters import Source
+    from poller.engine.door import Door
     from poller.engine.slots import Slots
-    from poller.model import Outcome, Record, Reply
+    from poller.model import Outcome, Record, Refused, Reply
     from poller.ports import Observer, Runtime
 
 
@@ -73,10 +74,25 @@ class Invoker:
         self.observer = observer
         self.world = world
 
-    async def invoke(self, call: Call) -> Outcome:
-        """Run the function now; the caller holds a slot. A function that fails is a value."""
+    async def invoke(self, call: Call, door: Door | None = None) -> Outcome | None:
+        """Run the function now; the caller holds a slot. A function that fails is a value.
+
+        With a `door`: None when that closed while no handler could begin, such as during a cold start.
+        """
         request_id = call.request_id or self.world.request_id()
-        reply: Reply | None = await self._runtime.ready(request_id)
+        reply: Reply | None
+        if door is None:
+            reply = await self._runtime.ready(request_id)
+        else:
+            answers: list[FunctionError | Refused | None] = []
+
+            async def ready() -> None:
+                answers.append(await self._runtime.ready(request_id))
+
+            # Cancelled rather than asked afterwards: a worker that was woken for nobody would be idle while others wait.
+            if not await door.unless_closed(ready):
+                return None
+            reply = answers[0]
         started = anyio.current_time()
         if reply is None:
             reply = await self._run(request_id, call.event)

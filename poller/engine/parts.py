@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from poller.engine.breaker import GuardedDispatch
 from poller.engine.dispatch import Dispatch
 from poller.engine.door import Door
 from poller.engine.health import Health
 from poller.engine.settle import Settler
 
 if TYPE_CHECKING:
+    from poller.engine.breaker import Breaker
     from poller.engine.invoker import Invoker, World
     from poller.ports import Observer, Reader
 
@@ -35,14 +37,20 @@ def build(
     maximum_concurrency: int | None,
     door: Door | None = None,
     health: Health | None = None,
+    breaker: Breaker | None = None,
 ) -> Parts:
-    """The parts around `reader`; a door and a health may be shared by several."""
-    door = door or Door()
+    """The parts around `reader`; a door, a health and a breaker, which has its door, may be shared by several."""
+    door = breaker.door if breaker else door or Door()
+    dispatch = (
+        GuardedDispatch(invoker, breaker, maximum_concurrency)
+        if breaker
+        else Dispatch(invoker, door, maximum_concurrency)
+    )
     return Parts(
         reader,
         door,
         health or Health(mapping, invoker.observer),
-        Dispatch(invoker, door, maximum_concurrency),
+        dispatch,
         Settler(mapping, reader, invoker.observer),
         invoker.observer,
         invoker.world,

@@ -10,7 +10,8 @@ A pipeline is *open* (receives), *closed* (paused: workers end after what they d
 records that a handler has seen are settled in the ordinary way; records that no handler has seen are given back at once.
 A long poll in flight is not cut off, because the source may already have answered it; what it brings is given back. That is
 done when the last of them has returned: those still in flight would receive the same records again, and each time counts as
-one more receive on the way to the dead-letter queue.
+one more receive on the way to the dead-letter queue. The same goes for a worker that a circuit breaker has overtaken: it opens
+the door again for its probe only, while long polls of before it closed may still be on their way.
 
 Cancelling `run` is the hard stop. Handlers are cancelled and the records stay with the reader, which gives back everything
 that is not settled when it is closed.
@@ -70,6 +71,8 @@ class Gathered(NamedTuple):
 
 class Pipeline:
     """Gathers batches from one reader and works on them until it is told to be quiet, or a shard has ended."""
+
+    circuit = None
 
     def __init__(self, plan: Plan, parts: Parts, work: Work) -> None:
         self.plan = plan
@@ -167,9 +170,10 @@ class Pipeline:
 
     async def _work(self, carried: Sequence[Record]) -> None:
         """One worker, started with a permission to gather."""
+        generation = self.dispatch.generation
         while True:
             try:
-                gathered = await self._gather(carried)
+                gathered = await self._gather(carried, generation)
             finally:
                 self.gathering -= 1
             carried = gathered.carried
@@ -179,19 +183,24 @@ class Pipeline:
             elif self._reader.ended and self._door.is_open and not self._returning:
                 self._quieted.set()
                 break
-            if not (carried or self._may_gather()):
+            if generation != self.dispatch.generation or not (carried or self._may_gather()):
                 break
             if not carried:
                 # The door has opened again before this worker could end.
                 carried, self._returning = self._returning, []
             self.gathering += 1
             self._grow()
+        if carried or (self._returning and not self._door.is_open):
+            await self._hand_back(carried)
         self.workers -= 1
         self._grow()
 
     # --- gathering ------------------------------------------------------------------------------------------------------
 
-    async def _gather(self, carried: Sequence[Record]) -> Gathered:
+    def _takes_in(self, generation: int) -> bool:
+        return self._door.is_open and generation == self.dispatch.generation
+
+    async def _gather(self, carried: Sequence[Record], generation: int) -> Gathered:
         """Fill one batch, beginning with what did not fit the last one."""
         batch = Batch(self.plan.limits)
         rest: Sequence[Record] = batch.add(carried, anyio.current_time())
@@ -204,11 +213,11 @@ class Pipeline:
                 break
             # The batch may fill for long: what was dropped so far does not wait for it.
             await self._settler.done(dropped)
-            if not self._door.is_open:
+            if not self._takes_in(generation):
                 return Gathered(await self._hand_back(batch.records))
             received = await self._receive(batch.room, due)
             passed, dropped = self._filter(received)
-            if not self._door.is_open:
+            if not self._takes_in(generation):
                 await self._settler.done(dropped)
                 return Gathered(await self._hand_back([*batch.records, *passed]))
             rest = batch.add(passed, anyio.current_time())
@@ -307,10 +316,11 @@ class Pipeline:
     async def _hand_back(self, records: Sequence[Record]) -> list[Record]:
         """Give back what is not to be worked on now, as soon as no receive could get it at once; nothing remains.
 
-        What does not come back by itself stays here instead, until the pipeline opens again or ends.
+        What does not come back by itself stays here instead, until the pipeline opens again or ends; and so does what a worker
+        of before gives back while the door is open again: the next worker begins with it.
         """
         self._returning.extend(records)
-        if self.receiving == 0 and self._reader.redelivers:
+        if self.receiving == 0 and self._reader.redelivers and not self._door.is_open:
             returning = self._returning[:]
             self._returning.clear()
             self._count_buffered(returning, -1)

@@ -28,6 +28,7 @@ from poller.core import windows
 from poller.core.retry import backoff
 from poller.core.shards import ShardTree
 from poller.engine import parts
+from poller.engine.breaker import Breaker
 from poller.engine.checkpointer import Checkpointer
 from poller.engine.door import Door
 from poller.engine.health import Health
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from poller.core.breaker import CircuitPolicy
     from poller.core.shards import StartingPosition
     from poller.engine.invoker import Invoker
     from poller.engine.pipeline import Plan
@@ -72,6 +74,7 @@ class StreamPlan:
     """Unix time, for AT_TIMESTAMP."""
     flush_timeout: float
     """Seconds in which the last checkpoints are written."""
+    circuit: CircuitPolicy | None = None
 
 
 class _Reading:
@@ -88,7 +91,9 @@ class _Reading:
         self._envelope = batches.envelope
         for lane in self.lanes.lanes:
             # One batch of a lane at a time, or its keys would lose their order.
-            around = parts.build(plan.plan.name, lane, keeper.invoker, 1, keeper.door, keeper.health)
+            around = parts.build(
+                plan.plan.name, lane, keeper.invoker, 1, keeper.door, keeper.health, keeper.breaker
+            )
             window = windows.load(checkpoint.window) if batches.window_length else None
             work = StreamWork(batches, around, window, self._window_closed)
             self.works.append(work)
@@ -148,11 +153,14 @@ class _Reading:
 class ShardKeeper:
     """Runs one mapping on a stream; see `poller.engine.child.Runner`."""
 
+    circuit = None
+
     def __init__(self, plan: StreamPlan, source: Source, store: CheckpointStore, invoker: Invoker) -> None:
         name, observer = plan.plan.name, invoker.observer
         self.plan = plan
         self.invoker = invoker
         self.door = Door()
+        self.breaker = Breaker(name, plan.circuit, self.door, invoker) if plan.circuit else None
         self.health = Health(name, observer)
         self.checkpoints: dict[str, Checkpoint] = {}
         """The newest of each shard, saved or not."""
@@ -172,6 +180,10 @@ class ShardKeeper:
 
     def __repr__(self) -> str:
         return f"<ShardKeeper {self._name}: {self._tree!r}>"
+
+    def ceiling(self) -> int:
+        """The most invocations that can be in flight: one for each lane, as far as the function's slots go."""
+        return min(self.invoker.slots.total, sum(1 for _ in self._pipelines()))
 
     # --- life -----------------------------------------------------------------------------------------------------------
 

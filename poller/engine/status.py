@@ -10,6 +10,8 @@ from poller.model import Failed, NotInvoked
 if TYPE_CHECKING:
     from poller.model import (
         ApiRequest,
+        CircuitChanged,
+        CircuitState,
         Delivered,
         DeliveryFailed,
         Dropped,
@@ -70,7 +72,8 @@ class ShardStatus:
 
     shard: str
     doing: str
-    """reading, idle, throttled, working, retrying ..., waiting for its parent, at the concurrency limit, paused."""
+    """reading, idle, throttled, working, retrying ..., waiting for its parent, at the concurrency limit, paused, circuit
+    open."""
     sequence_number: str
     """Everything up to and including this record is done."""
     iterator_age: float | None
@@ -100,6 +103,8 @@ class MappingStatus:
     restarts: int
     totals: Totals
     shards: tuple[ShardStatus, ...] = ()
+    circuit: CircuitState | None = None
+    """Where its circuit breaker stands; None for a mapping that has none, or that is not open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,9 @@ class Board:
         self.of(fact.mapping).last_error = fact.error
 
     def state_changed(self, fact: StateChanged) -> None:
+        pass
+
+    def circuit_changed(self, fact: CircuitChanged) -> None:
         pass
 
     def trouble(self, fact: Trouble) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from poller.model import Failed, MappingState, NotInvoked, PartlyFailed
+from poller.model import CircuitState, Failed, MappingState, NotInvoked, PartlyFailed
 from poller.telemetry.log_format import HumanFormatter, JsonFormatter, clip
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from poller.model import (
         ApiRequest,
+        CircuitChanged,
         Delivered,
         DeliveryFailed,
         Dropped,
@@ -288,6 +289,15 @@ class LogObserver:
             exc_info=fact.error,
         )
 
+    def circuit_changed(self, fact: CircuitChanged) -> None:
+        _log.log(
+            logging.WARNING if fact.state is CircuitState.OPEN else logging.INFO,
+            "%s: %s",
+            fact.mapping,
+            _circuit(fact),
+            extra={"mapping": fact.mapping, "circuit": fact.state.value},
+        )
+
     def trouble(self, fact: Trouble) -> None:
         error = _redacted(fact.error)
         again = f"; next try in {fact.retry_in:.1f} s" if fact.retry_in else ""
@@ -363,6 +373,22 @@ def _what_next(fact: Invoked, records: str) -> str:
     if not fact.records:
         return "what it was sent as a destination is sent again"
     return f"{records} come back after the queue's visibility timeout"
+
+
+def _circuit(fact: CircuitChanged) -> str:
+    match fact.state:
+        case CircuitState.OPEN:
+            what = "circuit open" if fact.tripped else "the probe failed, so the circuit stays open"
+            return (
+                f"{what}: {fact.failures} invocations in a row failed ({_redacted(fact.error)});"
+                f" next probe in {fact.probe_in:.0f} s"
+            )
+        case CircuitState.HALF_OPEN:
+            return "circuit half-open: probing with one batch"
+        case CircuitState.RAMPING:
+            return "the probe succeeded: circuit ramping up"
+        case _:
+            return "circuit closed"
 
 
 def _redacted(error: str) -> str:

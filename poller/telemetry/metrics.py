@@ -18,13 +18,14 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from poller import __version__
-from poller.model import Failed, MappingState, NotInvoked
+from poller.model import CircuitState, Failed, MappingState, NotInvoked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from poller.model import (
         ApiRequest,
+        CircuitChanged,
         Delivered,
         DeliveryFailed,
         Dropped,
@@ -63,6 +64,7 @@ _OF_MAPPING = {
     "trims": "Times that a stream removed records before they were read.",
     "empty_receives": "Receives that brought nothing.",
     "stale_receipts": "Records processed but not deleted, because their receipt had expired.",
+    "circuit_breaker_trips": "Times that the circuit breaker opened, failed probes not counted.",
     "troubles": "Times that the source could not be read, or could not settle records.",
 }
 _OF_FUNCTION = {
@@ -100,6 +102,8 @@ class MappingSnapshot(Protocol):
     def receivers(self) -> int: ...
     @property
     def shards(self) -> Sequence[ShardSnapshot]: ...
+    @property
+    def circuit(self) -> str | None: ...
 
 
 class FunctionSnapshot(Protocol):
@@ -137,6 +141,7 @@ class _MappingCounters(NamedTuple):
     trims: Counter
     empty_receives: Counter
     stale_receipts: Counter
+    circuit_breaker_trips: Counter
     troubles: Counter
 
 
@@ -261,6 +266,10 @@ class Metrics:
     def state_changed(self, fact: StateChanged) -> None:
         """The state is a gauge and read from the status."""
 
+    def circuit_changed(self, fact: CircuitChanged) -> None:
+        if fact.tripped:
+            self._mapping(fact.mapping).circuit_breaker_trips.inc()
+
     def trouble(self, fact: Trouble) -> None:
         self._mapping(fact.mapping).troubles.inc()
 
@@ -319,6 +328,7 @@ class _Gauges(Collector):
                 family.add_metric([mapping.name], read(mapping))
             yield family
         yield _states(mappings)
+        yield _circuits(mappings)
         yield from _shards(mappings)
 
 
@@ -373,6 +383,16 @@ def _states(mappings: Iterable[MappingSnapshot]) -> GaugeMetricFamily:
     for mapping in mappings:
         for state in MappingState:
             family.add_metric([mapping.name, state.value], float(mapping.state == state))
+    return family
+
+
+def _circuits(mappings: Iterable[MappingSnapshot]) -> GaugeMetricFamily:
+    text = "1 for the state that the circuit breaker is in, 0 for the others; for mappings that have one."
+    family = GaugeMetricFamily("poller_circuit_breaker_state", text, labels=["mapping", "state"])
+    for mapping in mappings:
+        if mapping.circuit is not None:
+            for state in CircuitState:
+                family.add_metric([mapping.name, state.value], float(mapping.circuit == state))
     return family
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from poller.model import (
         ApiRequest,
+        CircuitChanged,
         Delivered,
         DeliveryFailed,
         Dropped,
@@ -46,6 +47,7 @@ class Fanout:
         self._delivered = tuple(observer.delivered for observer in observers)
         self._delivery_failed = tuple(observer.delivery_failed for observer in observers)
         self._state_changed = tuple(observer.state_changed for observer in observers)
+        self._circuit_changed = tuple(observer.circuit_changed for observer in observers)
         self._trouble = tuple(observer.trouble for observer in observers)
         self._api_request = tuple(observer.api_request for observer in observers)
         self._broken: set[Callable[..., None]] = set()
@@ -79,6 +81,9 @@ class Fanout:
 
     def state_changed(self, fact: StateChanged) -> None:
         self._tell(self._state_changed, fact)
+
+    def circuit_changed(self, fact: CircuitChanged) -> None:
+        self._tell(self._circuit_changed, fact)
 
     def trouble(self, fact: Trouble) -> None:
         self._tell(self._trouble, fact)

@@ -8,6 +8,8 @@ import pytest
 
 from poller.model import (
     ApiRequest,
+    CircuitChanged,
+    CircuitState,
     Delivered,
     DeliveryFailed,
     Dropped,
@@ -97,6 +99,39 @@ def test_a_failed_mapping_is_an_error_and_any_other_state_is_information() -> No
     running, failed = out.lines()
     assert (running["level"], running["message"]) == ("info", "orders is running")
     assert (failed["level"], failed["message"]) == ("error", "orders is failed: the queue is missing")
+
+
+@pytest.mark.parametrize(
+    ("before", "state", "level", "message"),
+    [
+        (
+            "closed",
+            "open",
+            "warning",
+            "circuit open: 10 invocations in a row failed (ValueError: no such order); next probe in 8 s",
+        ),
+        (
+            "half_open",
+            "open",
+            "warning",
+            (
+                "the probe failed, so the circuit stays open: 10 invocations in a row failed"
+                " (ValueError: no such order); next probe in 8 s"
+            ),
+        ),
+        ("open", "half_open", "info", "circuit half-open: probing with one batch"),
+        ("half_open", "ramping", "info", "the probe succeeded: circuit ramping up"),
+        ("ramping", "closed", "info", "circuit closed"),
+    ],
+)
+def test_each_step_of_a_circuit_breaker_is_said(before: str, state: str, level: str, message: str) -> None:
+    out = Log()
+    error, probe_in = "ValueError: no such order", 8.2 if state == "open" else 0.0
+    fact = CircuitChanged("orders", CircuitState(before), CircuitState(state), 10, error, probe_in)
+    LogObserver().circuit_changed(fact)
+    line = out.line()
+    assert (line["level"], line["message"]) == (level, f"orders: {message}")
+    assert (line["mapping"], line["circuit"]) == ("orders", state)
 
 
 def test_the_same_trouble_is_said_once_a_minute_with_the_number_of_silent_ones() -> None:

@@ -8,6 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from poller import __version__
 from poller.model import (
     ApiRequest,
+    CircuitChanged,
+    CircuitState,
     Delivered,
     DeliveryFailed,
     Dropped,
@@ -49,6 +51,7 @@ class Mapping:
     buffered_bytes: int = 4096
     receivers: int = 5
     shards: tuple[Shard, ...] = ()
+    circuit: CircuitState | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,26 @@ def test_exactly_one_state_of_a_mapping_is_1() -> None:
     metrics = Metrics(lambda: Status((Mapping(state=MappingState.PAUSED),)))
     states = {s: value(metrics, "mapping_state", mapping="orders", state=s.value) for s in MappingState}
     assert states == {s: float(s is MappingState.PAUSED) for s in MappingState}
+
+
+def test_exactly_one_state_of_a_circuit_breaker_is_1_where_there_is_one() -> None:
+    metrics = Metrics(lambda: Status((Mapping(circuit=CircuitState.HALF_OPEN), Mapping(name="clicks"))))
+    states = {
+        s: value(metrics, "circuit_breaker_state", mapping="orders", state=s.value) for s in CircuitState
+    }
+    assert states == {s: float(s is CircuitState.HALF_OPEN) for s in CircuitState}
+    assert value(metrics, "circuit_breaker_state", mapping="clicks", state="closed") is None
+
+
+def test_a_trip_is_counted_and_a_failed_probe_is_none() -> None:
+    metrics = Metrics(lambda: Status((Mapping(),)))
+    assert value(metrics, "circuit_breaker_trips_total", mapping="orders") == 0
+    for before in (CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.RAMPING):
+        metrics.circuit_changed(CircuitChanged("orders", before, CircuitState.OPEN, 10, "ValueError"))
+    metrics.circuit_changed(
+        CircuitChanged("orders", CircuitState.OPEN, CircuitState.HALF_OPEN, 10, "ValueError")
+    )
+    assert value(metrics, "circuit_breaker_trips_total", mapping="orders") == 2
 
 
 def test_counters_of_what_runs_are_seen_at_0_before_the_first_fact() -> None:

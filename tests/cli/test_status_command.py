@@ -132,6 +132,13 @@ def test_a_narrow_terminal_shows_reasons_beneath():
     assert lines[-2:] == ["orders: no such queue", "b: last error: E: x"]
 
 
+def test_a_circuit_breaker_that_is_ramping_is_a_reason_as_long_as_there_is_no_other():
+    ramping = mapping("orders", last_error="E: x") | {"circuit": "ramping"}
+    assert overview(ramping)[-1] == "orders: circuit ramping up after an outage of the function"
+    stuck = mapping("orders", reason="at the concurrency limit") | {"circuit": "ramping"}
+    assert overview(stuck)[-1] == "orders: at the concurrency limit"
+
+
 # --- shards ---------------------------------------------------------------------------------------------------
 
 

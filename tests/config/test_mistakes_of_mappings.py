@@ -7,6 +7,7 @@ import json
 import pytest
 
 from poller.config import parse, warnings
+from poller.core.breaker import CircuitPolicy
 from tests.config.writing import DYNAMODB, KINESIS, NOW, SQS, only_problem, problems, whole
 
 QUEUE = [
@@ -95,6 +96,26 @@ QUEUE = [
         (
             "destination_config = {…}: does not apply to this source:"
             " it is for Kinesis and DynamoDB streams only"
+        ),
+    ),
+    (
+        "circuit_breaker.consecutive_failures = 0",
+        "circuit_breaker.consecutive_failures = 0: must be at least 1",
+    ),
+    ("circuit_breaker.pause_in_seconds = 0.5", "circuit_breaker.pause_in_seconds = 0.5: must be at least 1"),
+    (
+        "circuit_breaker.pause_in_seconds = 400",
+        ("circuit_breaker.pause_in_seconds = 400: must be at most maximum_pause_in_seconds, which is 300"),
+    ),
+    (
+        "circuit_breaker.maximum_pause_in_seconds = 5",
+        "circuit_breaker.maximum_pause_in_seconds = 5: must be at least pause_in_seconds, which is 10",
+    ),
+    (
+        "circuit_breaker.failures = 5",
+        (
+            "circuit_breaker.failures: unknown key;"
+            " known are consecutive_failures, pause_in_seconds, maximum_pause_in_seconds"
         ),
     ),
     (
@@ -403,3 +424,27 @@ def test_a_function_that_throttles_its_own_mappings_is_worth_a_warning() -> None
             " so it will throttle them"
         ),
     )
+
+
+@pytest.mark.parametrize(("retries", "warned"), [(-1, False), (4, True), (5, False)])
+def test_a_circuit_breaker_that_opens_after_batches_are_given_up_is_worth_a_warning(
+    retries: int, warned: bool
+) -> None:
+    keys = f"""
+        starting_position = "LATEST"
+        maximum_retry_attempts = {retries}
+        circuit_breaker.consecutive_failures = 5
+    """
+    found = warnings(parse(whole(keys, arn=KINESIS), where="f.toml", environ={}, now=NOW))
+    line = (
+        'mapping "m": circuit_breaker.consecutive_failures, 5, is above maximum_retry_attempts, 4,'
+        " so a batch may be given up before the circuit opens"
+    )
+    assert found == ((line,) if warned else ())
+
+
+def test_a_circuit_breaker_is_off_unless_it_is_asked_for() -> None:
+    without = parse(whole(""), where="f.toml", environ={}, now=NOW).mappings[0]
+    assert without.circuit is None
+    defaults = parse(whole("circuit_breaker = {}"), where="f.toml", environ={}, now=NOW).mappings[0]
+    assert defaults.circuit == CircuitPolicy(consecutive_failures=10, pause=10, maximum_pause=300)

@@ -47,6 +47,7 @@ class Mapping:
     buffered_bytes: int = 0
     receivers: int = 1
     shards: tuple[Shard, ...] = (Shard(),)
+    circuit: str | None = "open"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from trio.testing import MockClock
 
 from poller.core.batch import PAYLOAD_LIMIT, BatchLimits
 from poller.engine import parts
+from poller.engine.breaker import Breaker, guarded
 from poller.engine.child import MappingSpec, leaf
+from poller.engine.door import Door
 from poller.engine.invoker import Call as FunctionCall
 from poller.engine.invoker import FunctionPlan, Invoker, World
 from poller.engine.pipeline import Pipeline, Plan
@@ -29,6 +31,7 @@ from poller.model import Delivery, FunctionError, Record, Refused, Returned, Sha
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 
+    from poller.core.breaker import CircuitPolicy
     from poller.model import Invocation, MappingState, Reply, StartAt
 
 #: Virtual seconds after which a test is taken to hang.
@@ -472,7 +475,7 @@ class Recorder:
     received = filtered_out = invoked = settled = stale_receipts = state_changed = trouble = api_request = (
         _note
     )
-    trimmed = dropped = delivered = delivery_failed = _note
+    trimmed = dropped = delivered = delivery_failed = circuit_changed = _note
 
 
 # --- put together -------------------------------------------------------------------------------------------------------
@@ -506,6 +509,7 @@ class Mapping:
     observer: Recorder = field(default_factory=Recorder)
     slots: Slots = field(default_factory=lambda: Slots(Places(1000), None))
     enabled: bool = True
+    circuit: CircuitPolicy | None = None
     fingerprint: Hashable = 1
     #: The pipelines of every time it was opened.
     pipelines: list[Pipeline] = field(default_factory=list)
@@ -525,20 +529,22 @@ class Mapping:
         )
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Pipeline]:
-        """The source opened, and a pipeline over it that nobody runs yet."""
+    async def open(self) -> AsyncIterator[Any]:
+        """The source opened, and a pipeline over it, guarded with a `circuit`, that nobody runs yet."""
         chances = world()
         function = FunctionPlan("ship", "arn:aws:lambda:eu-west-1:123456789012:function:ship", self.timeout)
         invoker = Invoker(function, self.function, self.slots, self.observer, chances)
         async with self.queue.open(Shard("queue")) as reader:
-            shared = parts.build(self.name, reader, invoker, self.maximum_concurrency)
+            breaker = Breaker(self.name, self.circuit, Door(), invoker) if self.circuit else None
+            shared = parts.build(self.name, reader, invoker, self.maximum_concurrency, breaker=breaker)
             call = FunctionCall(self.name, "sqs", self.partial)
             work = QueueWork(call, shared, ordered=self.queue.fifo, patience=self.patience)
             self.pipelines.append(Pipeline(self.plan, shared, work))
-            yield self.pipeline
+            total = self.slots.total
+            yield guarded(self.pipeline, breaker, lambda: min(total, self.maximum_concurrency or total))
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Pipeline]:
+    async def running(self) -> AsyncIterator[Any]:
         """The pipeline at work; leaving is the hard stop."""
         async with self.open() as pipeline, anyio.create_task_group() as tasks:
             tasks.start_soon(pipeline.run)

@@ -18,6 +18,7 @@ from poller.core.failure import Origin
 from poller.core.lanes import lane_of
 from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
+from poller.engine.breaker import guarded
 from poller.engine.invoker import Call as FunctionCall
 from poller.engine.invoker import FunctionPlan, Invoker, World
 from poller.engine.pipeline import Plan
@@ -32,6 +33,7 @@ from tests.engine.fakes import EPOCH, Function, Recorder, world
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from poller.core.breaker import CircuitPolicy
     from poller.core.shards import StartingPosition
     from poller.core.windows import Window
     from poller.model import StartAt
@@ -267,6 +269,7 @@ class Clicks:
     window_length: int = 0
     filters: Any = None
     timeout: float = 900.0
+    circuit: CircuitPolicy | None = None
     slots: Slots = field(default_factory=lambda: Slots(Places(1000), None))
     world: World = field(default_factory=world)
     keepers: list[ShardKeeper] = field(default_factory=list)
@@ -290,19 +293,27 @@ class Clicks:
     def plan(self) -> StreamPlan:
         limits = BatchLimits(self.batch_size, self.window, self.payload)
         plan = Plan(self.name, limits, receive_limit=10_000, receive_wait=20.0, filters=self.filters)
-        return StreamPlan(plan, self.batches, self.lanes, self.position, self.timestamp, flush_timeout=5.0)
+        return StreamPlan(
+            plan,
+            self.batches,
+            self.lanes,
+            self.position,
+            self.timestamp,
+            flush_timeout=5.0,
+            circuit=self.circuit,
+        )
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[ShardKeeper]:
-        """The mapping opened, and a keeper that nobody runs yet."""
+    async def open(self) -> AsyncIterator[Any]:
+        """The mapping opened, and a keeper, guarded with a `circuit`, that nobody runs yet."""
         function = FunctionPlan("count", FUNCTION_ARN, self.timeout)
         invoker = Invoker(function, self.function, self.slots, self.observer, self.world)
         self.keepers.append(ShardKeeper(self.plan, self.stream, self.store, invoker))
         async with self.keeper.opened():
-            yield self.keeper
+            yield guarded(self.keeper, self.keeper.breaker, self.keeper.ceiling)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[ShardKeeper]:
+    async def running(self) -> AsyncIterator[Any]:
         """The keeper at work; leaving is the hard stop."""
         async with self.open() as keeper, anyio.create_task_group() as tasks:
             tasks.start_soon(keeper.run)

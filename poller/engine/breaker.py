@@ -1,0 +1,261 @@
+"""A circuit breaker at work: it hears how a mapping's invocations end, and closes and opens the mapping's door.
+
+`core.breaker.Circuit` decides. Three things here carry that out:
+
+* `GuardedDispatch`, the way to the function, asks the `Breaker` before an invocation and tells it the outcome.
+* `Breaker` holds invocations back while the circuit is half-open or ramping, and closes the door in the moment in which the
+  circuit opens: no invocation begins after that.
+* `Guarded`, the mapping as its child sees it, opens the door again for a probe when the pause is over, unless the mapping is
+  paused by command. A resume by command probes at once.
+
+*Queues.* A message counts a receive as soon as it is received, so the limit holds for workers: as many exist as invocations are
+allowed, besides those whose invocation is older than the last opening and still runs. *Streams.* Reading costs nothing, so each
+lane may have a batch at hand, and the limit holds for invocations. A lane whose probe has failed lets others go first, or the
+same poison record would be the probe each time.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+import anyio.lowlevel
+
+from poller.core.breaker import Circuit, verdict
+from poller.engine.dispatch import Dispatch
+from poller.engine.slots import Places, Slots
+from poller.model import CircuitChanged, CircuitState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poller.core.breaker import CircuitPolicy
+    from poller.engine.child import Runner
+    from poller.engine.door import Door
+    from poller.engine.invoker import Call, Invoker
+    from poller.engine.status import Load, ShardStatus
+    from poller.model import Outcome
+
+
+class Entry(NamedTuple):
+    """The leave to invoke once."""
+
+    generation: int
+    gate: Slots | None
+    """Where it was waited for; None when nothing had to be."""
+
+
+class Breaker:
+    """The circuit breaker of one mapping, over all of its workers or lanes."""
+
+    def __init__(self, mapping: str, policy: CircuitPolicy, door: Door, invoker: Invoker) -> None:
+        self.door = door
+        self.circuit = Circuit(policy)
+        self.stragglers = 0
+        """Invocations in flight that are older than the last opening."""
+        self.changed = anyio.Event()
+        """Set, and replaced, when the circuit opens."""
+        self.trip: Callable[[], None] = door.close
+        """Closes the door, with all that this takes."""
+        self.ceiling: Callable[[], int] = lambda: 1
+        """The most invocations that the mapping can have in flight; the two are set by whoever guards the mapping."""
+        self._mapping = mapping
+        self._observer = invoker.observer
+        self._world = invoker.world
+        self._in_flight = 0
+        self._places = Places(1)
+        self._gate = Slots(self._places, None)
+        self._failed_probes: set[Dispatch] = set()
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self._mapping}: {self.circuit!r}>"
+
+    async def enter(self, who: Dispatch) -> Entry | None:
+        """Wait until `who` may invoke; None when the door is closed, or closes before."""
+        circuit = self.circuit
+        if circuit.state is CircuitState.HALF_OPEN and who in self._failed_probes:
+            # Whoever else has a batch at hand is before it at the gate when this goes on.
+            await anyio.lowlevel.checkpoint()
+        if not self.door.is_open:
+            return None
+        gate = None if circuit.state is CircuitState.CLOSED else self._gate
+        if gate and not (gate.try_acquire() or await self.door.unless_closed(gate.acquire)):
+            return None
+        if circuit.state is CircuitState.OPEN or gate not in (None, self._gate):
+            # It was let through in the moment in which the circuit opened.
+            if gate:
+                gate.release()
+            return None
+        self._in_flight += 1
+        return Entry(circuit.generation, gate)
+
+    def leave(self, who: Dispatch, entry: Entry, call: Call, outcome: Outcome | None) -> None:
+        """An invocation has ended; `outcome` is None when it did not come to one."""
+        if entry.generation == self.circuit.generation:
+            self._in_flight -= 1
+            if outcome is not None:
+                self._hear(who, call, outcome)
+        else:
+            self.stragglers -= 1
+        if entry.gate:
+            entry.gate.release()
+
+    def _hear(self, who: Dispatch, call: Call, outcome: Outcome) -> None:
+        judged = verdict(outcome, call.records, ordered=bool(call.shard))
+        if judged is None:
+            return
+        done, error = judged
+        circuit, before, now = self.circuit, self.circuit.state, anyio.current_time()
+        circuit.heard(done, error, now=now, chance=self._world.chance(), ceiling=self.ceiling())
+        if before is CircuitState.HALF_OPEN:
+            if done:
+                self._failed_probes.clear()
+            else:
+                self._failed_probes.add(who)
+        if circuit.state is CircuitState.OPEN:
+            self._opened()
+        elif before is not CircuitState.CLOSED:
+            self._places.resize(int(min(circuit.allowed, sys.maxsize)))
+        if circuit.state is not before:
+            self._tell(before)
+
+    def _opened(self) -> None:
+        self.stragglers += self._in_flight
+        self._in_flight = 0
+        self.trip()
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    def probe(self) -> None:
+        """Let one invocation through; the door is opened by whoever calls."""
+        before = self.circuit.state
+        self.circuit.probe()
+        # Invocations of before may hold places of the last gate for long.
+        self._places = Places(1)
+        self._gate = Slots(self._places, None)
+        self._tell(before)
+
+    def _tell(self, before: CircuitState) -> None:
+        circuit = self.circuit
+        probe_in = circuit.probe_at - anyio.current_time() if circuit.state is CircuitState.OPEN else 0.0
+        self._observer.circuit_changed(
+            CircuitChanged(self._mapping, before, circuit.state, circuit.failures, circuit.error, probe_in)
+        )
+
+
+class GuardedDispatch(Dispatch):
+    """The way of batches to their function when a breaker stands in it."""
+
+    def __init__(self, invoker: Invoker, breaker: Breaker, maximum_concurrency: int | None) -> None:
+        super().__init__(invoker, breaker.door, maximum_concurrency)
+        self._breaker = breaker
+        self._withdraws = breaker.door
+
+    @property
+    def generation(self) -> int:  # type: ignore[override]  # constant for who has no breaker
+        return self._breaker.circuit.generation
+
+    @property
+    def ceiling(self) -> int:
+        circuit = self._breaker.circuit
+        return int(min(super().ceiling, circuit.allowed + self._breaker.stragglers))
+
+    async def invoke(self, call: Call) -> Outcome | None:
+        entry = await self._breaker.enter(self)
+        if entry is None:
+            return None
+        outcome: Outcome | None = None
+        try:
+            outcome = await super().invoke(call)
+        finally:
+            self._breaker.leave(self, entry, call, outcome)
+        return outcome
+
+
+class Guarded:
+    """A mapping with a circuit breaker; see `poller.engine.child.Runner`."""
+
+    def __init__(self, runner: Runner, breaker: Breaker, ceiling: Callable[[], int]) -> None:
+        self._runner = runner
+        self._breaker = breaker
+        self._wanted = True
+        breaker.trip, breaker.ceiling = runner.close, ceiling
+
+    def __repr__(self) -> str:
+        return f"<Guarded {self._runner!r}, {self._breaker.circuit!r}>"
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until quiet and drained."""
+        async with anyio.create_task_group() as background:
+            background.start_soon(self._probe_in_time)
+            await self._runner.run()
+            background.cancel_scope.cancel()
+
+    async def _probe_in_time(self) -> None:
+        while True:
+            changed = self._breaker.changed
+            with anyio.CancelScope(deadline=self._breaker.circuit.probe_at):
+                await changed.wait()
+            if self._breaker.circuit.probe_at <= anyio.current_time():
+                if self._wanted:
+                    self.open()
+                else:
+                    await changed.wait()
+
+    def close(self) -> None:
+        """Receive no more; what is at work goes on. A circuit that is open stays so until `open`."""
+        self._wanted = False
+        self._runner.close()
+
+    def open(self) -> None:
+        """Receive again after `close`; of a circuit that is open, a probe."""
+        self._wanted = True
+        if self.circuit is CircuitState.OPEN:
+            self._breaker.probe()
+        self._runner.open()
+
+    def quiet(self) -> None:
+        """Receive no more, for good; `run` returns when what is at work is done."""
+        self._wanted = False
+        self._runner.quiet()
+
+    # --- what it is doing -----------------------------------------------------------------------------------------------
+
+    @property
+    def circuit(self) -> CircuitState:
+        """Where the circuit breaker stands."""
+        return self._breaker.circuit.state
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is received at the moment, or only a probe."""
+        if self.circuit in (CircuitState.OPEN, CircuitState.HALF_OPEN):
+            return self._breaker.circuit.describe(anyio.current_time())
+        return self._runner.trouble
+
+    @property
+    def at_capacity(self) -> bool:
+        """True when nothing is received because the function can take no more."""
+        return self._runner.at_capacity
+
+    def load(self) -> Load:
+        """What is at work now."""
+        return self._runner.load()
+
+    def shards(self) -> tuple[ShardStatus, ...]:
+        """Each shard, for a stream; empty for a queue."""
+        shards = self._runner.shards()
+        if self._wanted and self.circuit is CircuitState.OPEN:
+            return tuple(
+                replace(shard, doing="circuit open") if shard.doing == "paused" else shard for shard in shards
+            )
+        return shards
+
+
+def guarded(runner: Runner, breaker: Breaker | None, ceiling: Callable[[], int]) -> Runner:
+    """The mapping as its child runs it; `ceiling` says how many invocations it can have in flight."""
+    return Guarded(runner, breaker, ceiling) if breaker else runner
