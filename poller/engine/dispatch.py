@@ -52,7 +52,9 @@ class Dispatch:
         self.in_flight_records += len(call.records)
         self.in_flight_bytes += size
         try:
-            return await self._invoker.invoke(call, self._withdraws)
+            if self._withdraws is None:
+                return await self._invoker.invoke(call)
+            return await self._invoker.invoke_unless_closed(call, self._withdraws)
         finally:
             self.in_flight_invocations -= 1
             self.in_flight_records -= len(call.records)

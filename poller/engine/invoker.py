@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from poller.core.filters import Source
     from poller.engine.door import Door
     from poller.engine.slots import Slots
-    from poller.model import Outcome, Record, Refused, Reply
+    from poller.model import FunctionError, Outcome, Record, Refused, Reply
     from poller.ports import Observer, Runtime
 
 
@@ -74,25 +74,25 @@ class Invoker:
         self.observer = observer
         self.world = world
 
-    async def invoke(self, call: Call, door: Door | None = None) -> Outcome | None:
-        """Run the function now; the caller holds a slot. A function that fails is a value.
-
-        With a `door`: None when that closed while no handler could begin, such as during a cold start.
-        """
+    async def invoke(self, call: Call) -> Outcome:
+        """Run the function now; the caller holds a slot. A function that fails is a value."""
         request_id = call.request_id or self.world.request_id()
-        reply: Reply | None
-        if door is None:
-            reply = await self._runtime.ready(request_id)
-        else:
-            answers: list[FunctionError | Refused | None] = []
+        return await self._invoke(call, request_id, await self._runtime.ready(request_id))
 
-            async def ready() -> None:
-                answers.append(await self._runtime.ready(request_id))
+    async def invoke_unless_closed(self, call: Call, door: Door) -> Outcome | None:
+        """As `invoke`; None when `door` closed while no handler could begin, such as during a cold start."""
+        request_id = call.request_id or self.world.request_id()
+        answers: list[FunctionError | Refused | None] = []
 
-            # Cancelled rather than asked afterwards: a worker that was woken for nobody would be idle while others wait.
-            if not await door.unless_closed(ready):
-                return None
-            reply = answers[0]
+        async def ready() -> None:
+            answers.append(await self._runtime.ready(request_id))
+
+        # Cancelled rather than asked afterwards: a worker that was woken for nobody would be idle while others wait.
+        if not await door.unless_closed(ready):
+            return None
+        return await self._invoke(call, request_id, answers[0])
+
+    async def _invoke(self, call: Call, request_id: str, reply: Reply | None) -> Outcome:
         started = anyio.current_time()
         if reply is None:
             reply = await self._run(request_id, call.event)
