@@ -24,6 +24,8 @@ class Record(NamedTuple):
     """What the reader needs to settle the record; opaque to the engine."""
     arrived: float = 0.0
     """Unix time, seconds, at which a stream took the record; 0 where age does not matter."""
+    receives: int = 0
+    """How often a queue has handed it out, this time included; 0 for a stream."""
 
 
 @dataclass(frozen=True, slots=True)

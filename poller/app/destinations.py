@@ -42,6 +42,7 @@ class Ends:
     """The destinations of one mapping."""
 
     on_failure: Destination | None = None
+    on_success: Destination | None = None
 
 
 def ends(mapping: Mapping, outside: Outside) -> Ends:

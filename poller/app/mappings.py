@@ -11,6 +11,7 @@ from poller.app import destinations, functions, streams
 from poller.core.batch import BatchLimits
 from poller.core.filters import compile_filters
 from poller.engine import parts
+from poller.engine.accounts import QueueEnds
 from poller.engine.breaker import Breaker, guarded
 from poller.engine.child import MappingSpec
 from poller.engine.door import Door
@@ -75,7 +76,7 @@ def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: S
             around.world,
         )
         opened: AbstractAsyncContextManager[Runner] = (
-            _open_queue(mapping, function, invoker, around)
+            _open_queue(mapping, function, invoker, destinations.ends(mapping, outside), around)
             if mapping.source == "sqs"
             else streams.open_stream(
                 mapping, config, invoker, destinations.ends(mapping, outside), around.shared
@@ -102,7 +103,7 @@ def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: S
 
 @asynccontextmanager
 async def _open_queue(
-    mapping: Mapping, function: Loaded, invoker: Invoker, around: Surroundings
+    mapping: Mapping, function: Loaded, invoker: Invoker, ends: destinations.Ends, around: Surroundings
 ) -> AsyncIterator[Runner]:
     source = _source(mapping, function, around)
     (shard,) = await source.shards()
@@ -112,7 +113,20 @@ async def _open_queue(
         breaker = Breaker(mapping.name, policy, Door(), invoker) if policy else None
         shared = parts.build(mapping.name, reader, invoker, maximum, breaker=breaker)
         call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
-        work = QueueWork(call, shared, ordered=mapping.fifo, patience=reader.visibility_timeout)
+        told = QueueEnds(
+            mapping.event_source_arn,
+            invoker.function.arn,
+            ends.on_failure,
+            ends.on_success,
+            mapping.maximum_retry_attempts,
+        )
+        work = QueueWork(
+            call,
+            shared,
+            ordered=mapping.fifo,
+            patience=reader.visibility_timeout,
+            ends=told if mapping.destinations else None,
+        )
         pipeline = Pipeline(_plan(mapping), shared, work)
         yield guarded(pipeline, breaker, lambda: min(function.slots.total, maximum))
 

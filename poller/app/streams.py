@@ -224,6 +224,7 @@ def _plan(
             policy=policy,
             window_length=mapping.tumbling_window_in_seconds,
             destination=ends.on_failure,
+            on_success=ends.on_success,
         )
 
     gather = Plan(

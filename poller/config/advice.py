@@ -41,7 +41,8 @@ def _concurrency(config: Config) -> Iterator[str]:
 def _circuits(config: Config) -> Iterator[str]:
     for mapping in config.mappings:
         breaker, retries = mapping.circuit_breaker, mapping.maximum_retry_attempts
-        if breaker and 0 <= retries < breaker.consecutive_failures:
+        # Of a queue, each message counts its own tries, which many batches share.
+        if breaker and mapping.source != "sqs" and 0 <= retries < breaker.consecutive_failures:
             yield (
                 f'mapping "{mapping.name}": circuit_breaker.consecutive_failures, {breaker.consecutive_failures}, is above'
                 f" maximum_retry_attempts, {retries}, so a batch may be given up before the circuit opens"

@@ -161,11 +161,26 @@ class OnFailure(Section):
     )
 
 
+class OnSuccess(Section):
+    """Where the outcome of what succeeded goes."""
+
+    destination: Annotated[str, AfterValidator(check_destination)] = Field(
+        description="As that of on_failure. An S3 bucket is beyond Lambda here.",
+    )
+
+
 class DestinationConfig(Section):
-    """Where the outcome of a stream's batches goes."""
+    """Where the outcome of batches goes."""
 
     on_failure: OnFailure | None = Field(
-        default=None, description="Takes each batch that failed for good. Default: it is dropped and counted."
+        default=None,
+        description="Takes what failed for good. Default: batches of a stream are dropped and counted, messages stay in their"
+        " queue. For a queue it is beyond Lambda and needs maximum_retry_attempts.",
+    )
+    on_success: OnSuccess | None = Field(
+        default=None,
+        description="Beyond Lambda: takes the record of each invocation for what succeeded of it, before that is deleted or"
+        " the checkpoint passes. Default: nobody is told.",
     )
 
 
@@ -278,8 +293,9 @@ class Mapping(Section):
         default=-1,
         ge=-1,
         le=10_000,
-        description="Streams only: retries before a batch is given up, 0 to 10000; -1 (the default) until it"
-        " succeeds or its records expire.",
+        description="Retries before a batch of a stream is given up, 0 to 10000; -1 (the default) until it succeeds or its"
+        " records expire. Beyond Lambda, with an on_failure destination, for a queue: a message that fails is given up"
+        " when it has been received more often than this.",
     )
     tumbling_window_in_seconds: Whole = Field(
         default=0,
@@ -289,7 +305,8 @@ class Mapping(Section):
         " seconds; 0 (the default) is off. Excludes filters and a parallelization factor above 1.",
     )
     destination_config: DestinationConfig = Field(
-        default_factory=DestinationConfig, description="Streams only: where batches go that are given up."
+        default_factory=DestinationConfig,
+        description="Where the outcome of batches goes; in Lambda for streams only, and only what failed.",
     )
     circuit_breaker: CircuitBreaker | None = Field(
         default=None,
@@ -377,7 +394,8 @@ class Mapping(Section):
     def destinations(self) -> dict[str, str]:
         """What the mapping sends to, by its key in destination_config."""
         config = self.destination_config
-        return {"on_failure": config.on_failure.destination} if config.on_failure else {}
+        both = {"on_failure": config.on_failure, "on_success": config.on_success}
+        return {key: end.destination for key, end in both.items() if end}
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -27,9 +27,7 @@ _APPLIES: dict[str, tuple[SourceKind, ...]] = {
     "parallelization_factor": _STREAMS,
     "bisect_batch_on_function_error": _STREAMS,
     "maximum_record_age_in_seconds": _STREAMS,
-    "maximum_retry_attempts": _STREAMS,
     "tumbling_window_in_seconds": _STREAMS,
-    "destination_config": _STREAMS,
     "deaggregate": ("kinesis",),
     "enhanced_fan_out": ("kinesis",),
     "idle_interval_in_seconds": _STREAMS,
@@ -69,6 +67,17 @@ def _queue(mapping: Mapping) -> Iterator[Mistake]:
             ("batch_size",), "must be at most 10 unless maximum_batching_window_in_seconds is at least 1"
         )
     yield from _pollers(mapping)
+    yield from _retries_of_queue(mapping)
+
+
+def _retries_of_queue(mapping: Mapping) -> Iterator[Mistake]:
+    at = ("maximum_retry_attempts",)
+    if mapping.destination_config.on_failure is None:
+        if "maximum_retry_attempts" in mapping.model_fields_set:
+            wants = "goes only with destination_config.on_failure for a queue: without, its redrive policy gives up"
+            yield Mistake(at, wants)
+    elif mapping.maximum_retry_attempts < 0:
+        yield Mistake(at, "is required with destination_config.on_failure for a queue: 0 to 10000")
 
 
 def _pollers(mapping: Mapping) -> Iterator[Mistake]:

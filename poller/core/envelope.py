@@ -29,7 +29,7 @@ class SqsEnvelope:
         self._fifo = fifo
 
     def record(self, message: dict[str, Any]) -> Record:
-        """One message of a ReceiveMessage reply. Raises KeyError when the reply lacks what every message has."""
+        """One message of a ReceiveMessage reply. Raises KeyError or ValueError without what every message has."""
         attributes = message.get("Attributes") or {}
         built: dict[str, Any] = {
             "messageId": message["MessageId"],
@@ -47,9 +47,9 @@ class SqsEnvelope:
         built["awsRegion"] = self._region
         # A standard queue may carry a group id too (fair queues); it says nothing about order there.
         key = attributes["MessageGroupId"] if self._fifo else None
-        return Record(
-            message["MessageId"], key, len(orjson.dumps(built)) + 1, built, message["ReceiptHandle"]
-        )
+        receives = int(attributes.get("ApproximateReceiveCount", 0))
+        size = len(orjson.dumps(built)) + 1
+        return Record(message["MessageId"], key, size, built, message["ReceiptHandle"], 0.0, receives)
 
 
 def _attribute(value: dict[str, Any]) -> dict[str, Any]:

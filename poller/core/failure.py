@@ -76,7 +76,7 @@ def document(
             "functionError": "Unhandled" if isinstance(given_up.outcome, Failed) else None,
         }
     built["version"] = "1.0"
-    built["timestamp"] = _iso(at, "milliseconds")
+    built["timestamp"] = iso(at, "milliseconds")
     name = "KinesisBatchInfo" if origin.source == "kinesis" else "DDBStreamBatchInfo"
     built[name] = _batch_info(given_up.records, origin)
     if window is not None:
@@ -165,14 +165,15 @@ def _batch_info(records: Sequence[Record], origin: Origin) -> dict[str, Any]:
         unit = "milliseconds" if origin.source == "kinesis" else "seconds"
         built["startSequenceNumber"] = first.id
         built["endSequenceNumber"] = last.id
-        built["approximateArrivalOfFirstRecord"] = _iso(first.arrived, unit)
-        built["approximateArrivalOfLastRecord"] = _iso(last.arrived, unit)
+        built["approximateArrivalOfFirstRecord"] = iso(first.arrived, unit)
+        built["approximateArrivalOfLastRecord"] = iso(last.arrived, unit)
         built["batchSize"] = len(records)
     built["streamArn"] = origin.stream_arn
     return built
 
 
-def _iso(time: float, unit: str) -> str:
+def iso(time: float, unit: str) -> str:
+    """A Unix time as documents write it; `unit` is as `datetime.isoformat` has it."""
     # Rounded first: a float a hair below its millisecond would lose it to `isoformat`, which cuts off.
     moment = datetime.fromtimestamp(round(time, 3), UTC)
     return moment.isoformat(timespec=unit).replace("+00:00", "Z")

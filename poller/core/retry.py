@@ -3,7 +3,8 @@
 *Queues.* A queue keeps its own position and offers a failed message again by itself, so nothing that ran is tried a second
 time here (spec 4.1): what succeeded is acknowledged, what failed is left to the queue's visibility timeout and, through its
 receive count, to its redrive policy. Only a batch that no handler saw (throttled, no worker) is tried again with its
-receipts, with growing pauses, for as long as `patience` lasts; past that it is left too, as Lambda does.
+receipts, with growing pauses, for as long as `patience` lasts; past that it is left too, as Lambda does. Beyond Lambda, a
+mapping may say how often a message is tried at most: past that it is given up here, by its receive count, when it has failed.
 
 *Streams.* A stream keeps nothing but an order, so a batch is tried here until it is done or given up (spec 5.4 to 5.6, 5.8):
 
@@ -48,10 +49,12 @@ LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Acknowledge `done`; stop keeping `failed`, which the source offers again when it would by itself."""
+    """Acknowledge `done`; stop keeping `failed`, which the source offers again when it would by itself; acknowledge `given_up`
+    once a destination knows."""
 
     done: Sequence[Record]
     failed: Sequence[Record]
+    given_up: Sequence[Record] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +83,33 @@ def decide(
     patience: float,
     now: float,
     chance: float,
+    maximum_retry_attempts: int = -1,
 ) -> Decision:
     """Decide about a batch of a queue.
 
     `patience` is how many seconds a batch that was never invoked is kept; `chance` in [0, 1) spreads the retries of many
-    batches.
+    batches. A message that has failed and was received more often than `maximum_retry_attempts` is given up; -1 for never.
     """
     match outcome:
         case Succeeded():
             return Settle(records, ())
         case PartlyFailed(ids):
-            return Settle(
-                [record for record in records if record.id not in ids],
-                [record for record in records if record.id in ids],
-            )
+            done = [record for record in records if record.id not in ids]
+            return _settle(done, [record for record in records if record.id in ids], maximum_retry_attempts)
         case Failed():
-            return Settle((), records)
+            return _settle((), records, maximum_retry_attempts)
         case NotInvoked():
             at = now + backoff(attempt.refusals, chance)
             return RetryAt(at) if at < attempt.since + patience else Settle((), records)
         case _:
             assert_never(outcome)
+
+
+def _settle(done: Sequence[Record], failed: Sequence[Record], maximum_retry_attempts: int) -> Settle:
+    if maximum_retry_attempts < 0:
+        return Settle(done, failed)
+    again = [record for record in failed if record.receives <= maximum_retry_attempts]
+    return Settle(done, again, [record for record in failed if record.receives > maximum_retry_attempts])
 
 
 def backoff(tries: int, chance: float, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> float:

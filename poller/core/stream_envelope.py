@@ -59,7 +59,7 @@ class KinesisEnvelope:
             size = self._fixed_size + len(shard_id) + 2 * len(number) + len(data)
             size += len(orjson.dumps((key, arrived)))
         # `Record(...)` does the same and takes twice as long, and this is done for every record.
-        return tuple.__new__(Record, (number, key, size, event, wire, arrived))
+        return tuple.__new__(Record, (number, key, size, event, wire, arrived, 0))
 
     def rebuild(self, shard_id: str, record: Record) -> Record:
         """The record with a fresh event."""

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 class Outlet:
     """The way to one destination, for one worker at a time."""
 
-    def __init__(self, destination: Destination, parts: Parts) -> None:
+    def __init__(self, destination: Destination, parts: Parts, *, degrades: bool = False) -> None:
+        """`degrades` shows the mapping as degraded while this waits: for one that has no shards to say so."""
         self.waiting = ""
         """What it waits for, for `/status`; empty when nothing is in its way."""
         self._destination = destination
+        self._health = parts.health if degrades else None
         self._door = parts.door
         self._observer = parts.observer
         self._world = parts.world
@@ -42,6 +44,10 @@ class Outlet:
             return await self._deliver(delivery)
         finally:
             self.waiting = ""
+            if self._health is not None:
+                # A mapping that is paused or stopping is not running again.
+                well = self._health.recovered if self._door.is_open else self._health.forget
+                well(self)
 
     def tell_too_large(self, delivery: Delivery, error: DocumentTooLarge) -> None:
         """Tell that `delivery` is not tried again."""
@@ -75,6 +81,8 @@ class Outlet:
             self._observer.delivery_failed(
                 DeliveryFailed(delivery.mapping, delivery.shard, str(error), pause, delivery.succeeded)
             )
+            if self._health is not None:
+                self._health.waits(self, self.waiting)
             await self._door.unless_closed(partial(anyio.sleep, pause))
             return False
         return True

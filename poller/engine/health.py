@@ -37,9 +37,13 @@ class Health:
 
     def failed(self, part: Hashable, error: str, pause: float) -> None:
         """Tell that `part` is in trouble, and tries again in `pause` seconds."""
+        self._observer.trouble(Trouble(self._mapping, error, pause))
+        self.waits(part, error)
+
+    def waits(self, part: Hashable, error: str) -> None:
+        """Note that `part` is in trouble of which others tell."""
         well = not self._troubles
         self._troubles[part] = error
-        self._observer.trouble(Trouble(self._mapping, error, pause))
         if well:
             self._observer.state_changed(StateChanged(self._mapping, MappingState.DEGRADED, error))
 

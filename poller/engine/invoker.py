@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 import anyio
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from poller.engine.slots import Slots
     from poller.model import FunctionError, Outcome, Record, Refused, Reply
     from poller.ports import Observer, Runtime
+
+
+#: Says what a reply means, given what it means for the records.
+Judge: TypeAlias = "Callable[[Reply, Outcome], Outcome]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Call:
     """That of the attempt before, when the batch is unchanged; None for a new one."""
     shard: str = ""
     """The shard of a stream; empty for a queue."""
-    judge: Callable[[Reply, Outcome], Outcome] | None = None
+    judge: Judge | None = None
     """Has the last word on what the reply means."""
 
     def of(self, records: Sequence[Record], event: dict[str, Any]) -> Call:

@@ -13,7 +13,7 @@ Records are settled as the objects that were received. What a handler has seen i
 on the events are built anew. A batch is given up only when its on-failure destination has taken it (law 1); while that is down
 the lane waits, and says so; only what is too large for it is dropped. The door's closing ends every pause; what is left then
 is handed back, in its order, unless the door is open again by the time that this runs: whoever opened it has not seen anything
-come back.
+come back. What succeeded is told to an on-success destination in the same way before it is settled.
 
 With a tumbling window every batch is cut at its window's end, and each window ends with an invocation of its own, which the
 same policy applies to.
@@ -39,6 +39,7 @@ from poller.core.retry import (
     expire,
     is_too_large,
 )
+from poller.engine.accounts import Account, Witness
 from poller.engine.delivery import Outlet
 from poller.engine.work import DONE, Worked
 from poller.errors import DocumentTooLarge
@@ -90,6 +91,8 @@ class Batches:
     window_length: int = 0
     """Seconds; 0 for no windows."""
     destination: Destination | None = None
+    """For what is given up."""
+    on_success: Destination | None = None
 
 
 class StreamWork:
@@ -104,6 +107,10 @@ class StreamWork:
         self._batches = batches
         self._parts = parts
         self._outlet = Outlet(batches.destination, parts) if batches.destination else None
+        self._success = Outlet(batches.on_success, parts) if batches.on_success else None
+        # Of the last attempt, for the account of it; and the window as it was before that.
+        self._witness: Witness | None = None
+        self._window_before = window
         self._world = parts.world
         self._closed = closed
         self._mapping = batches.call.mapping
@@ -117,7 +124,8 @@ class StreamWork:
     @property
     def doing(self) -> str:
         """What it waits for, for `/status`; empty when that is nothing special."""
-        return (self._outlet and self._outlet.waiting) or self._doing
+        waits = (outlet.waiting for outlet in (self._outlet, self._success) if outlet)
+        return next(filter(None, waits), self._doing)
 
     # --- batches --------------------------------------------------------------------------------------------------------
 
@@ -148,7 +156,7 @@ class StreamWork:
             if isinstance(decision, Retry):
                 pending[-1] = decision.batch
                 self._tell_too_large(outcome, decision)
-            left = await self._carry_out(decision)
+            left = await self._carry_out(decision, outcome)
             if left is None:
                 return self._hand_back(pending, seen=seen)
             pending[-1:] = reversed(left)
@@ -189,10 +197,14 @@ class StreamWork:
         await door.unless_closed(partial(anyio.sleep, seconds))
         return door.is_open
 
-    async def _carry_out(self, decision: StreamDecision) -> Sequence[StreamBatch] | None:
+    async def _carry_out(
+        self, decision: StreamDecision, outcome: StreamOutcome
+    ) -> Sequence[StreamBatch] | None:
         """Do what was decided and return the batches that are left, in their order; None when the door closed before."""
         match decision:
             case Commit(done, rest):
+                if not await self._tell_success(done, outcome):
+                    return None
                 self._begin_another()
                 await self._parts.settler.done(done)
                 return [rest] if rest else []
@@ -235,6 +247,10 @@ class StreamWork:
             judge=None if self.window is None or final else self._judge,
             shard=self._shard,
         )
+        if self._success is not None:
+            self._window_before = self.window
+            self._witness = Witness(batch.records, call.event, self._request_id)
+            call = self._witness.of(call)
         return await self._parts.dispatch.invoke(call)
 
     def _fresh(self, records: Sequence[Record]) -> list[Record]:
@@ -245,6 +261,25 @@ class StreamWork:
         if self.window is None:
             return envelope.event(records)
         return self._batches.envelope.window_event(self._shard, records, self.window, final=final)
+
+    # --- success --------------------------------------------------------------------------------------------------------
+
+    async def _tell_success(self, done: Sequence[Record], outcome: StreamOutcome) -> bool:
+        """Tell of records that are done before the checkpoint passes them; False when the door closed before."""
+        if self._success is None or self._witness is None or isinstance(outcome, TooLarge):
+            return True
+        origin, function_arn = self._batches.origin, self._batches.function_arn
+        account = Account(self._mapping, origin.stream_arn, self._shard, function_arn)
+        delivery = account.of(done, self._witness, outcome, failure.SUCCESS, self._world.wall())
+        try:
+            taken = await self._success.deliver(delivery)
+        except DocumentTooLarge as error:
+            self._success.tell_too_large(delivery, error)
+            taken = True
+        if not taken:
+            # The function will see these records again, so what it made of them does not count yet.
+            self.window = self._window_before
+        return taken
 
     # --- giving up ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """What a pipeline does with a batch that it has gathered, and how a queue's is worked on; a stream's is in `stream_work`.
 
 A queue offers a failed message again by itself, so each batch is invoked once, settled, and forgotten. It is tried again here
-only while no handler has seen it.
+only while no handler has seen it. What succeeded, or failed for the last time, is told to a destination first, if the mapping
+has one.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import anyio
 
 from poller.core import envelope
 from poller.core.retry import Attempt, Settle, decide
+from poller.engine.accounts import Accounts
 from poller.engine.keys import KeyGate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from poller.engine.accounts import QueueEnds, Witness
     from poller.engine.invoker import Call
     from poller.engine.parts import Parts
-    from poller.model import Record
+    from poller.model import Outcome, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,15 @@ class Work(Protocol):
 class QueueWork:
     """Works on the batches of a queue."""
 
-    def __init__(self, call: Call, parts: Parts, *, ordered: bool, patience: float) -> None:
+    def __init__(
+        self, call: Call, parts: Parts, *, ordered: bool, patience: float, ends: QueueEnds | None = None
+    ) -> None:
         """`call` is what is asked of the function, for no records yet. `ordered` allows one batch in flight for each key.
         `patience` is for how many seconds a batch that no handler could take is tried again.
         """
         self._call = call
+        self._accounts = Accounts(ends, call.mapping, parts) if ends else None
+        self._maximum_retry_attempts = ends.maximum_retry_attempts if ends else -1
         self._dispatch = parts.dispatch
         self._settler = parts.settler
         self._door = parts.door
@@ -67,21 +74,21 @@ class QueueWork:
 
     async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
         if self._gate is None:
-            settle = await self._attempts(batch, dropped)
+            left = await self._attempts(batch, dropped)
         else:
-            settle = await self._in_order(batch, dropped, self._gate)
-        if settle is None:
+            left = await self._in_order(batch, dropped, self._gate)
+        if left is None:
             return Worked(unfinished=batch)
-        if self._gate is None or not settle.failed:
+        if self._gate is None or not left:
             return DONE
-        return Worked(failed_keys=frozenset(record.key for record in settle.failed))
+        return Worked(failed_keys=frozenset(record.key for record in left))
 
     async def idle(self) -> None:
         """Nothing is ever due."""
 
     async def _in_order(
         self, batch: Sequence[Record], dropped: Sequence[Record], gate: KeyGate
-    ) -> Settle | None:
+    ) -> Sequence[Record] | None:
         # Not with the batch: a message in flight locks its group, which need not be one of the batch.
         await self._settler.done(dropped)
         keys = {record.key for record in batch if record.key is not None}
@@ -92,11 +99,16 @@ class QueueWork:
         finally:
             gate.leave(keys)
 
-    async def _attempts(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Settle | None:
-        """Invoke until something is decided, and settle; None when the door closed before a handler saw the batch. `dropped`
-        is settled either way."""
+    async def _attempts(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Sequence[Record] | None:
+        """Invoke until something is decided, and settle; returns what is left to the queue, None when the door closed before a
+        handler saw the batch. `dropped` is settled either way."""
         attempt = Attempt(refusals=0, since=anyio.current_time())
-        while outcome := await self._dispatch.invoke(self._call.of(batch, envelope.event(batch))):
+        while True:
+            call = self._call.of(batch, envelope.event(batch))
+            witness = self._accounts.witness(batch, call.event) if self._accounts else None
+            outcome = await self._dispatch.invoke(witness.of(call) if witness else call)
+            if outcome is None:
+                break
             decision = decide(
                 outcome,
                 batch,
@@ -104,13 +116,26 @@ class QueueWork:
                 patience=self._patience,
                 now=anyio.current_time(),
                 chance=self._world.chance(),
+                maximum_retry_attempts=self._maximum_retry_attempts,
             )
             if isinstance(decision, Settle):
-                await self._settler.done([*decision.done, *dropped])
-                await self._settler.leave(decision.failed)
-                return decision
+                return await self._settle(decision, dropped, witness, outcome)
             if not await self._door.unless_closed(partial(anyio.sleep_until, decision.at)):
                 break
             attempt = Attempt(attempt.refusals + 1, attempt.since)
         await self._settler.done(dropped)
         return None
+
+    async def _settle(
+        self, decision: Settle, dropped: Sequence[Record], witness: Witness | None, outcome: Outcome
+    ) -> Sequence[Record]:
+        """Returns what is left to the queue."""
+        if self._accounts is None or witness is None:
+            await self._settler.done([*decision.done, *dropped])
+            await self._settler.leave(decision.failed)
+            return decision.failed
+        await self._settler.done(dropped)
+        await self._settler.leave(decision.failed)
+        unsaid = await self._accounts.finish(decision.done, witness, outcome)
+        kept = await self._accounts.give_up(decision.given_up, witness, outcome)
+        return [*decision.failed, *unsaid, *kept]

@@ -167,7 +167,7 @@ class SqsReader:
     def _records(self, messages: list[dict[str, Any]]) -> list[Record]:
         try:
             return [self._envelope.record(message) for message in messages]
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             missing = f" without {error}" if isinstance(error, KeyError) else " that makes no sense"
             raise BadReply(f"ReceiveMessage: a message{missing}", operation="ReceiveMessage") from error
 

@@ -91,12 +91,6 @@ def test_the_key_of_a_queues_object_holds_the_function(qualifier: str) -> None:
     assert key(sent, "unused") == f"aws/lambda/async/orders-worker/2026/01/16/2026-01-16T08.41.12-{ID}"
 
 
-def test_a_mapping_keeps_its_uuid_and_shares_it_with_no_other() -> None:
-    ids = {mapping_id("a", "arn:1"), mapping_id("b", "arn:1"), mapping_id("a", "arn:2")}
-    assert len(ids) == 3
-    assert mapping_id("a", "arn:1") in ids
-
-
 @pytest.mark.slow
 async def test_an_object_of_a_stream_equals_what_lambda_writes_byte_for_byte(emulator: Emulator) -> None:
     wanted = json.loads((EXAMPLES / "dest-dynamodb-s3-object.json").read_text())

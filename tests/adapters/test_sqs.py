@@ -36,6 +36,10 @@ async def error_of_opening(queue: FakeSqs, **options: Any) -> BaseException:
     return leaf(caught.value)
 
 
+def _message(**attributes: Any) -> dict[str, Any]:
+    return {"MessageId": "1", "ReceiptHandle": "r", "Body": "", "Attributes": attributes}
+
+
 @virtual
 async def test_a_queue_has_one_shard() -> None:
     assert await source(FakeSqs()).shards() == (Shard("arn:aws:sqs:eu-west-1:123456789012:orders"),)
@@ -162,6 +166,8 @@ async def test_a_receive_outlasts_its_long_poll() -> None:
         {"MessageId": "1"},
         [{"MessageId": "1", "ReceiptHandle": "r", "Body": "", "MessageAttributes": {"a": "text"}}],
         [{"MessageId": "1", "ReceiptHandle": "r", "Body": "", "MessageAttributes": ["text"]}],
+        [_message(ApproximateReceiveCount="often", MessageGroupId="g")],
+        [_message(ApproximateReceiveCount=None, MessageGroupId="g")],
     ],
 )
 @pytest.mark.parametrize("fifo", [False, True])

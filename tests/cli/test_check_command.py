@@ -84,13 +84,10 @@ def test_each_mistake_is_a_line_on_standard_error(path: Path) -> None:
 
 
 def test_what_this_version_cannot_run_is_not_called_valid(path: Path) -> None:
-    result = check(
-        path, VALID + STREAM + 'destination_config.on_failure.destination = "arn:aws:s3:::failed"\n'
-    )
+    result = check(path, '[daemon]\nstate = "dynamodb:leases"\n' + VALID + STREAM)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f'{path}: mapping "clicks": destination_config.on_failure.destination = arn:aws:s3:::failed:'
-        " this version sends to SQS queues only\n"
+        f"{path}: daemon.state = dynamodb:leases: this version keeps checkpoints in memory: or sqlite:PATH\n"
     )
 
 

@@ -10,6 +10,30 @@ from poller.config import parse, warnings
 from poller.core.breaker import CircuitPolicy
 from tests.config.writing import DYNAMODB, KINESIS, NOW, SQS, only_problem, problems, whole
 
+#: What nothing can be sent to.
+NO_DESTINATIONS = (
+    DYNAMODB,
+    KINESIS,
+    "https://sqs.eu-west-1.amazonaws.com/123456789012/failed",
+    "arn:aws:s3:::Bucket",
+    "arn:aws:sqs:eu-west-1::failed",
+    "arn:aws:sns::123456789012:failed",
+    "arn:aws:sns:eu-west-1:123456789012:failed:subscription",
+    "arn:aws:events:eu-west-1:123456789012:rule/failed",
+    "arn:aws:lambda:eu-west-1:123456789012:layer:failed",
+    "a function",
+    "",
+)
+
+
+def _no_destination(key: str, text: str) -> str:
+    shown = f"{text[:58]}…" if len(text) > 58 else f'{text}"'
+    return (
+        f'destination_config.{key}.destination = "{shown}: must be the ARN of an SQS queue, an SNS topic, an S3 bucket, an'
+        " EventBridge event bus or a Lambda function, or a key of [functions]"
+    )
+
+
 QUEUE = [
     ("batch_size = 0", "batch_size = 0: must be at least 1"),
     ("batch_size = 5000000", "batch_size = 5000000: must be at most 10000"),
@@ -93,9 +117,20 @@ QUEUE = [
     ),
     (
         'destination_config.on_failure.destination = "arn:aws:s3:::bucket"',
+        ("maximum_retry_attempts: is required with destination_config.on_failure for a queue: 0 to 10000"),
+    ),
+    (
+        "maximum_retry_attempts = 3",
         (
-            "destination_config = {…}: does not apply to this source:"
-            " it is for Kinesis and DynamoDB streams only"
+            "maximum_retry_attempts = 3: goes only with destination_config.on_failure for a queue:"
+            " without, its redrive policy gives up"
+        ),
+    ),
+    (
+        f'maximum_retry_attempts = 3\ndestination_config.on_failure.destination = "{SQS}"',
+        (
+            f'destination_config.on_failure.destination = "{SQS}": must be another queue than the source:'
+            " what goes there would come back from it"
         ),
     ),
     (
@@ -199,21 +234,37 @@ STREAM = [
         "scaling_config = {…}: does not apply to this source: it is for SQS queues only",
     ),
     (
-        f'destination_config.on_success.destination = "{SQS}"',
-        "destination_config.on_success: unknown key; known are on_failure",
+        f'destination_config.on_failures.destination = "{SQS}"',
+        "destination_config.on_failures: unknown key; did you mean on_failure?",
+    ),
+    *(
+        (f'destination_config.{key}.destination = "{text}"', _no_destination(key, text))
+        for key in ("on_failure", "on_success")
+        for text in NO_DESTINATIONS
     ),
     (
-        f'destination_config.on_failure.destination = "{SQS}.fifo"',
+        'destination_config.on_failure.destination = "f"',
+        'destination_config.on_failure.destination = "f": must be another function than that of the mapping',
+    ),
+    (
+        'destination_config.on_success.destination = "arn:aws:lambda:eu-west-1:123456789012:function:f:live"',
         (
-            f'destination_config.on_failure.destination = "{SQS}.fifo":'
-            " must be a standard queue or topic: FIFO is not supported for destinations"
+            'destination_config.on_success.destination = "arn:aws:lambda:eu-west-1:123456789012:function:f:live":'
+            " must be another function than that of the mapping"
         ),
     ),
     (
-        f'destination_config.on_failure.destination = "{DYNAMODB}"',
+        'destination_config.on_failure.destination = "ff"',
         (
-            f'destination_config.on_failure.destination = "{DYNAMODB[:58]}…:'
-            " must be the ARN of a standard SQS queue, a standard SNS topic or an S3 bucket"
+            'destination_config.on_failure.destination = "ff":'
+            " must be an ARN or a key of [functions]; did you mean f?"
+        ),
+    ),
+    (
+        'destination_config.on_failure.destination = "undo"',
+        (
+            'destination_config.on_failure.destination = "undo":'
+            " must be an ARN or a key of [functions], such as f"
         ),
     ),
 ]

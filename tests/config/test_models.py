@@ -214,6 +214,19 @@ STANDARD = some(
     lambda keys: st.integers(1, 300).map(lambda window: keys | {"maximum_batching_window_in_seconds": window})
 )
 ORDERED = some(**COMMON, batch_size=st.integers(1, 10))
+DESTINATION = st.sampled_from(
+    [
+        "arn:aws:sqs:eu-west-1:123456789012:failed",
+        "arn:aws-cn:sqs:cn-north-1:123456789012:failed.fifo",
+        "arn:aws:sns:eu-west-1:123456789012:failed",
+        "arn:aws:sns:eu-west-1:123456789012:failed.fifo",
+        "arn:aws:s3:::bucket.of-failures",
+        "arn:aws:events:eu-west-1:123456789012:event-bus/default",
+        "arn:aws:events:eu-west-1:123456789012:event-bus/aws.partner/shop.example/orders",
+        "arn:aws:lambda:eu-west-1:123456789012:function:undo",
+        "arn:aws:lambda:eu-west-1:123456789012:function:undo:$LATEST",
+    ]
+)
 STREAM = some(
     **COMMON,
     batch_size=st.integers(1, 10_000),
@@ -223,7 +236,12 @@ STREAM = some(
     bisect_batch_on_function_error=st.booleans(),
     maximum_record_age_in_seconds=st.just(-1) | st.integers(60, 604_800),
     maximum_retry_attempts=st.integers(-1, 10_000),
-    destination_config=st.just({"on_failure": {"destination": SQS}}),
+    destination_config=st.fixed_dictionaries(
+        {},
+        optional={
+            key: st.fixed_dictionaries({"destination": DESTINATION}) for key in ("on_failure", "on_success")
+        },
+    ),
 ).map(lambda keys: keys | {"starting_position": "TRIM_HORIZON"})
 
 
@@ -284,10 +302,37 @@ def test_checkpoints_in_dynamodb_are_for_later_and_matter_to_streams_only() -> N
     assert not_yet(written(SQS, "dynamodb:leases")) == ()
 
 
-@pytest.mark.parametrize("destination", ["arn:aws:s3:::bucket", SQS.replace("sqs", "sns")])
-def test_destinations_other_than_queues_are_for_later(destination: str) -> None:
-    (line,) = not_yet(written(KINESIS, "memory:", destination))
-    assert line == (
-        f'mapping "m": destination_config.on_failure.destination = {destination}:'
-        " this version sends to SQS queues only"
+def test_a_queues_mapping_may_have_both_destinations_and_gives_up_after_its_retries() -> None:
+    keys: dict[str, Any] = {
+        "maximum_retry_attempts": 0,
+        "destination_config": {
+            "on_failure": {"destination": "arn:aws:s3:::failed"},
+            "on_success": {"destination": "arn:aws:sns:eu-west-1:123456789012:done"},
+        },
+    }
+    (one,) = parse(mapping_text(SQS, **keys), where="f", environ={}, now=0).mappings
+    assert one.destinations == {
+        "on_failure": "arn:aws:s3:::failed",
+        "on_success": "arn:aws:sns:eu-west-1:123456789012:done",
+    }
+
+
+@pytest.mark.parametrize(
+    ("destination", "used"),
+    [
+        ("undo", ["f", "undo"]),
+        ("arn:aws:lambda:eu-west-1:123456789012:function:undo:live", ["f", "undo"]),
+        ("arn:aws:lambda:eu-west-1:123456789012:function:elsewhere", ["f"]),
+        ("arn:aws:sqs:eu-west-1:123456789012:undo", ["f"]),
+    ],
+)
+def test_a_function_is_in_use_when_a_mapping_sends_to_it(destination: str, used: list[str]) -> None:
+    text = mapping_text(
+        KINESIS,
+        starting_position="LATEST",
+        destination_config={"on_failure": {"destination": destination}},
     )
+    more = '[functions.undo]\nhandler = "m:undo"\n[functions.idle]\nhandler = "m:idle"\n'
+    config = parse(more + text, where="f", environ={}, now=0)
+    assert list(config.used_functions()) == used
+    assert all(mapping is config.mappings[0] for mapping in config.used_functions().values())

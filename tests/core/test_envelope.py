@@ -84,6 +84,14 @@ def test_a_record_knows_its_id_and_receipt(name):
     ]
 
 
+def test_a_record_knows_how_often_it_was_received():
+    sent = message(example("sqs-standard.json")["Records"][0])
+    sent["Attributes"] |= {"ApproximateReceiveCount": "12"}
+    assert SqsEnvelope(ARN, "eu-west-1", fifo=False).record(sent).receives == 12
+    del sent["Attributes"]["ApproximateReceiveCount"]
+    assert SqsEnvelope(ARN, "eu-west-1", fifo=False).record(sent).receives == 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_size_of_a_record_is_its_encoded_length_and_a_comma(name):
     for record in build(name):

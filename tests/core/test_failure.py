@@ -14,6 +14,9 @@ from poller.core.failure import (
     document,
     encoded,
     fitted,
+    function_name,
+    mapping_id,
+    qualified,
     with_payload,
 )
 from poller.core.retry import Condition, GiveUp, TooLarge
@@ -251,3 +254,19 @@ def test_the_document_of_a_stream_is_whole_or_not_at_all():
     assert json.loads(fitted(told, size)) == told
     with pytest.raises(DocumentTooLarge):
         fitted(told, size - 1)
+
+
+# --- names --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mapping_keeps_its_uuid_and_shares_it_with_no_other():
+    ids = {mapping_id("a", "arn:1"), mapping_id("b", "arn:1"), mapping_id("a", "arn:2")}
+    assert len(ids) == 3
+    assert mapping_id("a", "arn:1") in ids
+    assert all(str(UUID(one)) == one for one in ids)
+
+
+@pytest.mark.parametrize("qualifier", ["", ":live", ":$LATEST"])
+def test_a_functions_arn_has_its_name_and_a_qualifier_at_least_the_latest(qualifier):
+    assert function_name(FUNCTION + qualifier) == "orders-worker"
+    assert qualified(FUNCTION + qualifier) == FUNCTION + (qualifier or ":$LATEST")

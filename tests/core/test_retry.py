@@ -103,3 +103,64 @@ def test_every_record_is_either_done_or_failed(ids, named):
     assert isinstance(decision, Settle)
     assert sorted([*decision.done, *decision.failed]) == sorted(batch)
     assert {record.id for record in decision.failed} == ids & named
+
+
+# --- giving up ----------------------------------------------------------------------------------------------------------
+
+
+def received(*receives):
+    return [Record(f"m{place}", None, 1, {}, None, receives=count) for place, count in enumerate(receives)]
+
+
+def parted(outcome, records, maximum_retry_attempts):
+    decision = decide(
+        outcome,
+        records,
+        Attempt(0, 0.0),
+        patience=30,
+        now=1.0,
+        chance=0.0,
+        maximum_retry_attempts=maximum_retry_attempts,
+    )
+    return tuple(
+        [record.id for record in part] for part in (decision.done, decision.failed, decision.given_up)
+    )
+
+
+@pytest.mark.parametrize(
+    ("maximum_retry_attempts", "failed", "given_up"),
+    [
+        (-1, ["m0", "m1", "m2"], []),
+        (0, [], ["m0", "m1", "m2"]),
+        (2, ["m0", "m1"], ["m2"]),
+        (3, ["m0", "m1", "m2"], []),
+    ],
+)
+def test_a_message_that_failed_is_given_up_when_it_was_received_more_often_than_it_may_be_retried(
+    maximum_retry_attempts, failed, given_up
+):
+    records = received(1, 2, 3)
+    assert parted(FAILED, records, maximum_retry_attempts) == ([], failed, given_up)
+
+
+def test_of_a_partly_failed_batch_only_what_failed_can_be_given_up():
+    outcome = PartlyFailed(frozenset({"m1", "m2"}))
+    assert parted(outcome, received(5, 5, 1), 2) == (["m0"], ["m2"], ["m1"])
+
+
+def test_success_is_success_however_often_it_took():
+    assert parted(Succeeded(), received(9, 9), 0) == (["m0", "m1"], [], [])
+
+
+def test_what_no_handler_saw_is_never_given_up():
+    decision = decide(
+        NotInvoked("busy"),
+        received(9),
+        Attempt(3, 0.0),
+        patience=30,
+        now=30.0,
+        chance=0.0,
+        maximum_retry_attempts=0,
+    )
+    assert [record.id for record in decision.failed] == ["m0"]
+    assert decision.given_up == ()

@@ -18,6 +18,7 @@ from trio.testing import MockClock
 
 from poller.core.batch import PAYLOAD_LIMIT, BatchLimits
 from poller.engine import parts
+from poller.engine.accounts import QueueEnds
 from poller.engine.breaker import Breaker, guarded
 from poller.engine.child import MappingSpec, leaf
 from poller.engine.door import Door
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from poller.core.breaker import CircuitPolicy
     from poller.model import Invocation, MappingState, Reply, StartAt
+    from poller.ports import Destination
 
 #: Virtual seconds after which a test is taken to hang.
 LONG = 100_000.0
@@ -332,9 +334,8 @@ class QueueReader:
 
 def _record(message: Message, *, fifo: bool = False, receipt: str | None = None) -> Record:
     event = {"messageId": message.id, "receives": message.receives, "group": message.group}
-    return Record(
-        message.id, message.group if fifo else None, message.size, event, receipt or message.receipt
-    )
+    key = message.group if fifo else None
+    return Record(message.id, key, message.size, event, receipt or message.receipt, receives=message.receives)
 
 
 # --- the function -------------------------------------------------------------------------------------------------------
@@ -506,6 +507,9 @@ class Mapping:
     filters: Any = None
     patience: float = 30.0
     timeout: float = 900.0
+    on_failure: Destination | None = None
+    on_success: Destination | None = None
+    maximum_retry_attempts: int = -1
     observer: Recorder = field(default_factory=Recorder)
     slots: Slots = field(default_factory=lambda: Slots(Places(1000), None))
     enabled: bool = True
@@ -528,6 +532,12 @@ class Mapping:
             filters=self.filters,
         )
 
+    def ends(self, function_arn: str) -> QueueEnds | None:
+        if not (self.on_failure or self.on_success):
+            return None
+        source = f"arn:aws:sqs:eu-west-1:123456789012:{self.name}"
+        return QueueEnds(source, function_arn, self.on_failure, self.on_success, self.maximum_retry_attempts)
+
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:
         """The source opened, and a pipeline over it, guarded with a `circuit`, that nobody runs yet."""
@@ -538,7 +548,9 @@ class Mapping:
             breaker = Breaker(self.name, self.circuit, Door(), invoker) if self.circuit else None
             shared = parts.build(self.name, reader, invoker, self.maximum_concurrency, breaker=breaker)
             call = FunctionCall(self.name, "sqs", self.partial)
-            work = QueueWork(call, shared, ordered=self.queue.fifo, patience=self.patience)
+            work = QueueWork(
+                call, shared, ordered=self.queue.fifo, patience=self.patience, ends=self.ends(function.arn)
+            )
             self.pipelines.append(Pipeline(self.plan, shared, work))
             total = self.slots.total
             yield guarded(self.pipeline, breaker, lambda: min(total, self.maximum_concurrency or total))

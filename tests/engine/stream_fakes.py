@@ -255,6 +255,7 @@ class Clicks:
     function: Function = field(default_factory=Function)
     store: CheckpointStore = field(default_factory=MemoryStore)
     destination: Destination | None = None
+    on_success: Destination | None = None
     envelope: Envelope = field(default_factory=Envelope)
     observer: Recorder = field(default_factory=Recorder)
     name: str = "clicks"
@@ -287,6 +288,7 @@ class Clicks:
             policy=self.policy,
             window_length=self.window_length,
             destination=self.destination,
+            on_success=self.on_success,
         )
 
     @property
