@@ -128,7 +128,7 @@ async def _open_queue(
             ends=told if mapping.destinations else None,
         )
         pipeline = Pipeline(_plan(mapping), shared, work)
-        yield guarded(pipeline, breaker, lambda: min(function.slots.total, maximum))
+        yield guarded(pipeline, breaker, lambda: maximum)
 
 
 def _source(mapping: Mapping, function: Loaded, around: Surroundings) -> SqsSource:

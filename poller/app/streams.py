@@ -162,7 +162,7 @@ async def open_stream(
     plan = _plan(mapping, envelope, around, invoker.function.arn, ends)
     keeper = ShardKeeper(plan, source, await around.state.store(), invoker)
     async with keeper.opened():
-        yield guarded(keeper, keeper.breaker, keeper.ceiling)
+        yield guarded(keeper, keeper.breaker, keeper.lanes)
 
 
 def _envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnvelope:

@@ -10,18 +10,20 @@
 
 *Queues.* A message counts a receive as soon as it is received, so the limit holds for workers: as many exist as invocations are
 allowed, besides those whose invocation is older than the last opening and still runs. *Streams.* Reading costs nothing, so each
-lane may have a batch at hand, and the limit holds for invocations. A lane whose probe has failed lets others go first, or the
-same poison record would be the probe each time.
+lane may have a batch at hand, and the limit holds for invocations. A poison record must hold up its own lane and no other. So
+a lane that has failed since anybody's last success lets others go first with the probe, for `PRECEDENCE` seconds in which they
+may read; and once another lane has succeeded where it failed, its failures do not count until it has succeeded too.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
 
 import anyio
-import anyio.lowlevel
 
 from poller.core.breaker import Circuit, verdict
 from poller.engine.dispatch import Dispatch
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
     from poller.engine.invoker import Call, Invoker
     from poller.engine.status import Load, ShardStatus
     from poller.model import Outcome
+
+
+#: Seconds for which a lane that has failed leaves the probe to others: a read takes less, if there is anything to be read.
+PRECEDENCE = 5.0
 
 
 class Entry(NamedTuple):
@@ -59,37 +65,43 @@ class Breaker:
         """Set, and replaced, when the circuit opens."""
         self.trip: Callable[[], None] = door.close
         """Closes the door, with all that this takes."""
-        self.ceiling: Callable[[], int] = lambda: 1
-        """The most invocations that the mapping can have in flight; the two are set by whoever guards the mapping."""
+        self.limit: Callable[[], int] = lambda: 1
+        """The mapping's own limit of invocations in flight, such as its lanes; set, with `trip`, by whoever guards it."""
         self._mapping = mapping
         self._observer = invoker.observer
         self._world = invoker.world
+        self._slots = invoker.slots
         self._in_flight = 0
         self._places = Places(1)
         self._gate = Slots(self._places, None)
-        self._failed_probes: set[Dispatch] = set()
+        # Lanes that have failed since the last success of any, and those that failed when others succeeded.
+        self._failing: WeakSet[Dispatch] = WeakSet()
+        self._suspects: WeakSet[Dispatch] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<Breaker {self._mapping}: {self.circuit!r}>"
 
-    async def enter(self, who: Dispatch) -> Entry | None:
+    async def enter(self, who: Dispatch, call: Call) -> Entry | None:
         """Wait until `who` may invoke; None when the door is closed, or closes before."""
         circuit = self.circuit
-        if circuit.state is CircuitState.HALF_OPEN and who in self._failed_probes:
-            # Whoever else has a batch at hand is before it at the gate when this goes on.
-            await anyio.lowlevel.checkpoint()
+        if call.shard and circuit.state is CircuitState.HALF_OPEN and self._yields(who):
+            await self.door.unless_closed(partial(anyio.sleep, PRECEDENCE))
         if not self.door.is_open:
             return None
-        gate = None if circuit.state is CircuitState.CLOSED else self._gate
-        if gate and not (gate.try_acquire() or await self.door.unless_closed(gate.acquire)):
-            return None
-        if circuit.state is CircuitState.OPEN or gate not in (None, self._gate):
-            # It was let through in the moment in which the circuit opened.
-            if gate:
+        gate: Slots | None = None
+        if circuit.state is not CircuitState.CLOSED:
+            gate = self._gate
+            if not (gate.try_acquire() or await self.door.unless_closed(gate.acquire)):
+                return None
+            if circuit.state is CircuitState.OPEN or gate is not self._gate:
+                # It was let through in the moment in which the circuit opened.
                 gate.release()
-            return None
+                return None
         self._in_flight += 1
         return Entry(circuit.generation, gate)
+
+    def _yields(self, who: Dispatch) -> bool:
+        return who in self._suspects or (who in self._failing and len(self._failing) < self.limit())
 
     def leave(self, who: Dispatch, entry: Entry, call: Call, outcome: Outcome | None) -> None:
         """An invocation has ended; `outcome` is None when it did not come to one."""
@@ -108,18 +120,31 @@ class Breaker:
             return
         done, error = judged
         circuit, before, now = self.circuit, self.circuit.state, anyio.current_time()
-        circuit.heard(done, error, now=now, chance=self._world.chance(), ceiling=self.ceiling())
-        if before is CircuitState.HALF_OPEN:
-            if done:
-                self._failed_probes.clear()
-            else:
-                self._failed_probes.add(who)
+        if not self._counts(who, done=done) and before is not CircuitState.HALF_OPEN:
+            return
+        ceiling = min(self._slots.total, self.limit())
+        circuit.heard(done, error, now=now, chance=self._world.chance(), ceiling=ceiling)
         if circuit.state is CircuitState.OPEN:
             self._opened()
         elif before is not CircuitState.CLOSED:
             self._places.resize(int(min(circuit.allowed, sys.maxsize)))
         if circuit.state is not before:
             self._tell(before)
+
+    def _counts(self, who: Dispatch, *, done: bool) -> bool:
+        """Whether this says something about the function, and not about one poison record."""
+        if not done:
+            if len(self._failing) >= self.limit():
+                # Each had its turn: the next round of probes begins behind the one that had the last.
+                self._failing.clear()
+            self._failing.add(who)
+            return who not in self._suspects
+        if self._failing:
+            self._suspects |= self._failing
+            self._failing.clear()
+        if self._suspects:
+            self._suspects.discard(who)
+        return True
 
     def _opened(self) -> None:
         self.stragglers += self._in_flight
@@ -163,7 +188,7 @@ class GuardedDispatch(Dispatch):
         return int(min(super().ceiling, circuit.allowed + self._breaker.stragglers))
 
     async def invoke(self, call: Call) -> Outcome | None:
-        entry = await self._breaker.enter(self)
+        entry = await self._breaker.enter(self, call)
         if entry is None:
             return None
         outcome: Outcome | None = None
@@ -177,11 +202,11 @@ class GuardedDispatch(Dispatch):
 class Guarded:
     """A mapping with a circuit breaker; see `poller.engine.child.Runner`."""
 
-    def __init__(self, runner: Runner, breaker: Breaker, ceiling: Callable[[], int]) -> None:
+    def __init__(self, runner: Runner, breaker: Breaker, limit: Callable[[], int]) -> None:
         self._runner = runner
         self._breaker = breaker
         self._wanted = True
-        breaker.trip, breaker.ceiling = runner.close, ceiling
+        breaker.trip, breaker.limit = runner.close, limit
 
     def __repr__(self) -> str:
         return f"<Guarded {self._runner!r}, {self._breaker.circuit!r}>"
@@ -256,6 +281,6 @@ class Guarded:
         return shards
 
 
-def guarded(runner: Runner, breaker: Breaker | None, ceiling: Callable[[], int]) -> Runner:
-    """The mapping as its child runs it; `ceiling` says how many invocations it can have in flight."""
-    return Guarded(runner, breaker, ceiling) if breaker else runner
+def guarded(runner: Runner, breaker: Breaker | None, limit: Callable[[], int]) -> Runner:
+    """The mapping as its child runs it; `limit` is its own limit of invocations in flight."""
+    return Guarded(runner, breaker, limit) if breaker else runner

@@ -181,9 +181,9 @@ class ShardKeeper:
     def __repr__(self) -> str:
         return f"<ShardKeeper {self._name}: {self._tree!r}>"
 
-    def ceiling(self) -> int:
-        """The most invocations that can be in flight: one for each lane, as far as the function's slots go."""
-        return min(self.invoker.slots.total, sum(1 for _ in self._pipelines()))
+    def lanes(self) -> int:
+        """How many there are over all shards that are being read: each can have one invocation in flight."""
+        return sum(len(reading.pipelines) for reading in self._reading.values())
 
     # --- life -----------------------------------------------------------------------------------------------------------
 

@@ -552,8 +552,7 @@ class Mapping:
                 call, shared, ordered=self.queue.fifo, patience=self.patience, ends=self.ends(function.arn)
             )
             self.pipelines.append(Pipeline(self.plan, shared, work))
-            total = self.slots.total
-            yield guarded(self.pipeline, breaker, lambda: min(total, self.maximum_concurrency or total))
+            yield guarded(self.pipeline, breaker, lambda: self.maximum_concurrency or 1250)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Any]:

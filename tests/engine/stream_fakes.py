@@ -312,7 +312,7 @@ class Clicks:
         invoker = Invoker(function, self.function, self.slots, self.observer, self.world)
         self.keepers.append(ShardKeeper(self.plan, self.stream, self.store, invoker))
         async with self.keeper.opened():
-            yield guarded(self.keeper, self.keeper.breaker, self.keeper.ceiling)
+            yield guarded(self.keeper, self.keeper.breaker, self.keeper.lanes)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Any]:

@@ -8,10 +8,11 @@ import anyio
 import pytest
 
 from poller.core.breaker import CircuitPolicy
+from poller.engine.invoker import Call
 from poller.engine.slots import Places, Slots
 from poller.engine.status import Board, Totals
 from poller.engine.supervisor import Supervisor
-from poller.model import CircuitChanged, CircuitState, MappingState, Settled
+from poller.model import CircuitChanged, CircuitState, Failed, MappingState, NotInvoked, Settled, Succeeded
 from tests.engine.fakes import (
     BUSY,
     ERROR,
@@ -563,6 +564,36 @@ async def test_a_fifo_queue_keeps_its_order_over_an_outage():
     for offset in range(3):
         of_group = [f"m{2 * index + part}" for index in range(offset, 12, 3) for part in (1, 2)]
         assert [name for name in done if name in of_group] == of_group
+
+
+@virtual
+async def test_one_that_is_let_through_in_the_moment_of_an_opening_stays_out():
+    mapping = orders(circuit=CircuitPolicy(1, 10, 80))
+    entries = []
+    async with mapping.open(), anyio.create_task_group() as tasks:
+        dispatch = mapping.pipeline.dispatch
+        breaker = dispatch._breaker
+        call = Call("orders", "sqs", partial=False)
+
+        async def enter():
+            entries.append(await breaker.enter(dispatch, call))
+
+        await enter()
+        breaker.leave(dispatch, entries.pop(), call, Failed(ERROR))
+        breaker.probe()
+        breaker.door.open()
+        await enter()
+        breaker.leave(dispatch, entries.pop(), call, Succeeded())
+        await enter()
+        await enter()
+        tasks.start_soon(enter)
+        await settle_down()
+        one, other = entries
+        breaker.leave(dispatch, one, call, NotInvoked("throttled"))
+        breaker.leave(dispatch, other, call, Failed(ERROR))
+        await settle_down()
+        assert entries == [one, other, None]
+        assert (one.gate.taken, breaker.circuit.state, breaker.stragglers) == (0, OPEN, 0)
 
 
 @virtual

@@ -11,6 +11,7 @@ import trio
 from hypothesis import HealthCheck, given, register_random, settings
 from hypothesis import strategies as st
 
+from poller.core.breaker import CircuitPolicy
 from poller.engine.slots import Places, Slots
 from poller.engine.status import Board
 from poller.engine.supervisor import Supervisor
@@ -90,6 +91,7 @@ mappings = st.fixed_dictionaries(
         "window": st.sampled_from([0.0, 0.0, 2.0]),
         "payload": st.sampled_from([13 + 250, 6 * 2**20]),
         "maximum_concurrency": st.sampled_from([None, 1, 2]),
+        "circuit": st.sampled_from([None, CircuitPolicy(1, 4, 60), CircuitPolicy(2, 10, 100)]),
     }
 )
 
@@ -132,6 +134,10 @@ class Trial:
         limit = min(self.mapping.maximum_concurrency or FUNCTION_LIMIT, FUNCTION_LIMIT)
         if self.mapping.function.running > limit:
             self.broken.append(f"{self.mapping.function.running} invocations in flight")
+        if self.mapping.circuit:
+            breaker = self.mapping.pipeline.dispatch._breaker
+            if self.mapping.function.running > breaker.circuit.allowed + breaker.stragglers:
+                self.broken.append(f"{self.mapping.function.running} invocations in flight: {breaker}")
 
     def on_ack(self, records):
         for record in records:

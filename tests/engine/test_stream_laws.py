@@ -14,6 +14,7 @@ import trio
 from hypothesis import HealthCheck, given, register_random, settings
 from hypothesis import strategies as st
 
+from poller.core.breaker import CircuitPolicy
 from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
 from poller.engine.slots import Places, Slots
@@ -94,6 +95,7 @@ mappings = st.fixed_dictionaries(
         "window": st.sampled_from([0.0, 0.0, 2.0]),
         "payload": st.sampled_from([13 + 450, 6 * 2**20]),
         "lanes": st.sampled_from([1, 1, 2, 5]),
+        "circuit": st.sampled_from([None, CircuitPolicy(1, 4, 60), CircuitPolicy(3, 10, 100)]),
         "policy": st.builds(
             StreamPolicy,
             maximum_retry_attempts=st.sampled_from([-1, -1, 0, 2]),
@@ -159,6 +161,7 @@ class Trial:
     # --- the function ---------------------------------------------------------------------------------------------------
 
     async def handler(self, call):
+        self.check_circuit()
         behaviour = self.behaviours.pop(0) if self.behaviours else Behaviour("ok")
         ids = list(call.ids)
         await anyio.sleep(1000 if behaviour.kind == "hang" else behaviour.seconds)
@@ -172,6 +175,11 @@ class Trial:
         done = int(behaviour.share * len(ids)) if partly else len(ids)
         self.handled |= dict.fromkeys(ids[:done])
         return failing(*ids[done:]) if done < len(ids) else OK
+
+    def check_circuit(self):
+        breaker, running = self.clicks.keeper.breaker, self.clicks.function.running
+        if breaker and running > breaker.circuit.allowed + breaker.stragglers:
+            self.broken.append(f"{running} invocations in flight: {breaker}")
 
     # --- the course -----------------------------------------------------------------------------------------------------
 
