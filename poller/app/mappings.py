@@ -143,7 +143,8 @@ def _source(mapping: Mapping, function: Loaded, around: Surroundings) -> SqsSour
         close_timeout=around.close_timeout,
     )
 
-    return SqsSource(queue, partial(around.session.api, "sqs", mapping.region), around.observer)
+    connect = partial(around.session.api, "sqs", mapping.region)
+    return SqsSource(queue, connect, around.observer, clock=around.world.clock)
 
 
 def _plan(mapping: Mapping) -> Plan:

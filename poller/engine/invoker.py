@@ -31,6 +31,8 @@ class World:
     wall: Callable[[], float]
     chance: Callable[[], float]
     request_id: Callable[[], str]
+    clock: Callable[[], float] = anyio.current_time
+    """Seconds of the clock that the loop's timers go by; asked often for each batch, so who knows a quicker way says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class Invoker:
         return await self._invoke(call, request_id, answers[0])
 
     async def _invoke(self, call: Call, request_id: str, reply: Reply | None) -> Outcome:
-        started = anyio.current_time()
+        started = self.world.clock()
         if reply is None:
             reply = await self._run(request_id, call.event)
         ids = [record.id for record in call.records] if call.partial else ()
@@ -112,7 +114,7 @@ class Invoker:
                 records=len(call.records),
                 failed=_failed(outcome, call.records),
                 outcome=outcome,
-                duration=anyio.current_time() - started,
+                duration=self.world.clock() - started,
                 shard=call.shard,
             )
         )

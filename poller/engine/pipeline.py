@@ -203,12 +203,12 @@ class Pipeline:
     async def _gather(self, carried: Sequence[Record], generation: int) -> Gathered:
         """Fill one batch, beginning with what did not fit the last one."""
         batch = Batch(self.plan.limits)
-        rest: Sequence[Record] = batch.add(carried, anyio.current_time())
+        rest: Sequence[Record] = batch.add(carried, self._world.clock())
         dropped: Sequence[Record] = ()
         if not await self.dispatch.has_room():
             return Gathered(await self._hand_back(carried))
         while not (rest or (batch.records and self._reader.ended)):
-            due = batch.wait(anyio.current_time())
+            due = batch.wait(self._world.clock())
             if due is not None and due <= 0:
                 break
             # The batch may fill for long: what was dropped so far does not wait for it.
@@ -220,7 +220,7 @@ class Pipeline:
             if not self._takes_in(generation):
                 await self._settler.done(dropped)
                 return Gathered(await self._hand_back([*batch.records, *passed]))
-            rest = batch.add(passed, anyio.current_time())
+            rest = batch.add(passed, self._world.clock())
             if not batch.records:
                 await self._settler.done(dropped)
                 await self._task.idle()
@@ -231,7 +231,7 @@ class Pipeline:
         """One receive that is back before `due` seconds have passed; when it fails, the pause that follows."""
         asked = min(room, self.plan.receive_limit)
         wait = self.plan.receive_wait if due is None else min(due, self.plan.receive_wait)
-        asked_at = anyio.current_time()
+        asked_at = self._world.clock()
         try:
             records = await self._received(asked, wait)
         except AwsError as error:
@@ -240,7 +240,7 @@ class Pipeline:
             return ()
         if self._failures:
             self._recovered()
-        self._polling.came_back(asked=asked, got=len(records), after=anyio.current_time() - asked_at)
+        self._polling.came_back(asked=asked, got=len(records), after=self._world.clock() - asked_at)
         self._observer.received(Received(self.plan.name, len(records)))
         self._count_buffered(records, 1)
         return records
@@ -263,7 +263,7 @@ class Pipeline:
 
     async def _receive_failed(self, error: AwsError, due: float | None) -> None:
         self._polling.failed()
-        now = anyio.current_time()
+        now = self._world.clock()
         # Receives that were in flight together fail together: that is one failure, and one pause for all of them.
         if now >= self._retry_at:
             self._retry_at = now + self._note_failure(error)

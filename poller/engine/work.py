@@ -102,7 +102,7 @@ class QueueWork:
     async def _attempts(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Sequence[Record] | None:
         """Invoke until something is decided, and settle; returns what is left to the queue, None when the door closed before a
         handler saw the batch. `dropped` is settled either way."""
-        attempt = Attempt(refusals=0, since=anyio.current_time())
+        attempt = Attempt(refusals=0, since=self._world.clock())
         while True:
             call = self._call.of(batch, envelope.event(batch))
             witness = self._accounts.witness(batch, call.event) if self._accounts else None
@@ -114,7 +114,7 @@ class QueueWork:
                 batch,
                 attempt,
                 patience=self._patience,
-                now=anyio.current_time(),
+                now=self._world.clock(),
                 chance=self._world.chance(),
                 maximum_retry_attempts=self._maximum_retry_attempts,
             )

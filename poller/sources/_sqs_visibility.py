@@ -73,12 +73,14 @@ class Visibility:
         batch: BatchRequests,
         read_timeout: Callable[[float], Awaitable[float]],
         trouble: Callable[[str], None],
+        clock: Callable[[], float],
     ) -> None:
         self.timeout = timeout
         self._batch = batch
         self._read_timeout = read_timeout
         self._trouble = trouble
-        self._read_again_at = anyio.current_time() + TIMEOUT_AGE
+        self._clock = clock
+        self._read_again_at = self._clock() + TIMEOUT_AGE
         self._holds: dict[str, Hold] = {}
         self._held = anyio.Event()
         self._flights: set[Flight] = set()
@@ -101,7 +103,7 @@ class Visibility:
         if not self._holds.keys().isdisjoint(by_receipt):
             # A receive that was asked for again may bring what is held already.
             self.let_go(records)
-        hold = Hold(asked_at, anyio.current_time() + self.timeout / 2, by_receipt)
+        hold = Hold(asked_at, self._clock() + self.timeout / 2, by_receipt)
         for receipt in by_receipt:
             self._holds[receipt] = hold
         if not self._held.is_set():
@@ -144,11 +146,11 @@ class Visibility:
     async def _work(self) -> None:
         with anyio.CancelScope(shield=True) as self._requests:
             await self._extend_due()
-        if anyio.current_time() >= self._read_again_at:
+        if self._clock() >= self._read_again_at:
             await self._read_timeout_again()
 
     async def _extend_due(self) -> None:
-        now = anyio.current_time()
+        now = self._clock()
         soon = now + min(self.timeout * EARLY, EARLIEST)
         due = [hold for hold in dict.fromkeys(self._holds.values()) if hold.due <= soon]
         for seconds, records in self._plan(due, now).items():
@@ -196,14 +198,14 @@ class Visibility:
 
     def _repeat(self, records: Iterable[Record], problem: str) -> None:
         self._trouble(problem)
-        due = anyio.current_time() + max(self.timeout * PAUSE, 0.5)
+        due = self._clock() + max(self.timeout * PAUSE, 0.5)
         for record in records:
             if (hold := self._holds.get(record.receipt)) is not None:
                 del hold.records[record.receipt]
                 self._holds[record.receipt] = Hold(hold.since, due, {record.receipt: record})
 
     async def _read_timeout_again(self) -> None:
-        self._read_again_at = anyio.current_time() + TIMEOUT_AGE
+        self._read_again_at = self._clock() + TIMEOUT_AGE
         before = self.timeout
         try:
             self.timeout = await self._read_timeout(self._patience)
@@ -212,4 +214,4 @@ class Visibility:
         if self.timeout < before:
             # What was received since the change shows earlier than we thought.
             for hold in self._holds.values():
-                hold.due = min(hold.due, anyio.current_time())
+                hold.due = min(hold.due, self._clock())

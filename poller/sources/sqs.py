@@ -56,10 +56,19 @@ class QueueId:
 class SqsSource:
     """One queue."""
 
-    def __init__(self, queue: QueueId, connect: Callable[[], Awaitable[Api]], observer: Observer) -> None:
+    def __init__(
+        self,
+        queue: QueueId,
+        connect: Callable[[], Awaitable[Api]],
+        observer: Observer,
+        *,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        """`clock` tells the seconds that the loop's timers go by."""
         self._queue = queue
         self._connect = connect
         self._observer = observer
+        self._clock = clock
 
     async def shards(self) -> Sequence[Shard]:
         """A queue is read as a whole."""
@@ -72,7 +81,7 @@ class SqsSource:
         url = await self._find(api)
         visibility_timeout = await _visibility_timeout(api, url, CALL_TIMEOUT)
         self._check(visibility_timeout)
-        reader = SqsReader(self._queue, url, visibility_timeout, api, self._observer)
+        reader = SqsReader(self._queue, url, visibility_timeout, api, self._observer, clock=self._clock)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(reader.keep_hidden)
             try:
@@ -109,16 +118,24 @@ class SqsReader:
     children: tuple[Shard, ...] = ()
 
     def __init__(
-        self, queue: QueueId, url: str, visibility_timeout: float, api: Api, observer: Observer
+        self,
+        queue: QueueId,
+        url: str,
+        visibility_timeout: float,
+        api: Api,
+        observer: Observer,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self._queue = queue
         self._url = url
         self._api = api
         self._observer = observer
+        self._clock = clock
         self._envelope = SqsEnvelope(queue.arn, queue.region, fifo=queue.fifo)
         self._batch = BatchRequests(api, url)
         read_timeout = partial(_visibility_timeout, api, url)
-        self._visibility = Visibility(visibility_timeout, self._batch, read_timeout, self._trouble)
+        self._visibility = Visibility(visibility_timeout, self._batch, read_timeout, self._trouble, clock)
         self._unanswered: deque[str] = deque(maxlen=API_BATCH)
         self._cut_off_acks: list[Record] = []
         self._cut_off_releases: list[Record] = []
@@ -142,7 +159,7 @@ class SqsReader:
             "MessageSystemAttributeNames": ["All"],
             "MessageAttributeNames": ["All"],
         }
-        asked_at = anyio.current_time()
+        asked_at = self._clock()
         reply = await (self._receive_fifo(params) if self._queue.fifo else self._receive(params))
         messages = reply.get("Messages")
         if not messages:
