@@ -158,7 +158,7 @@ def _runtime(
     role: Role | None,
 ) -> Runtime:
     if function.runtime == "inline":
-        return inline.load(identity, function.handler or "", concurrency=places)
+        return inline.load(identity, function.handler or "", concurrency=places, timeout=function.timeout)
     size = process.Size(
         places=places,
         minimum_workers=function.minimum_workers,

@@ -13,10 +13,12 @@ from functools import partial
 from types import coroutine
 from typing import TYPE_CHECKING, Any
 
+from poller.core.response import timed_out
 from poller.model import Refused, Reply
 from poller.ports import current_invocation
 from poller.runtimes._python import error_of, load_handler, marshal
 from poller.runtimes._threads import Threads
+from poller.runtimes._time_limit import TimeLimit
 from poller.runtimes.context import FunctionIdentity, LambdaContext
 
 if TYPE_CHECKING:
@@ -29,22 +31,28 @@ if TYPE_CHECKING:
 _MAX_SWALLOWED_CANCELLATIONS = 100
 
 
-def load(function: FunctionIdentity, handler: str, *, concurrency: int) -> InlineRuntime:
+def load(function: FunctionIdentity, handler: str, *, concurrency: int, timeout: float) -> InlineRuntime:
     """Import `handler` and return the runtime that runs it; raises `FunctionInitError`."""
-    return InlineRuntime(function, load_handler(handler), concurrency=concurrency)
+    return InlineRuntime(function, load_handler(handler), concurrency=concurrency, timeout=timeout)
 
 
 class InlineRuntime:
-    """Runs one handler in this process. At most `concurrency` threads, for a `def` handler."""
+    """Runs one handler in this process, `timeout` seconds at most. At most `concurrency` threads, for a `def` handler."""
 
-    keeps_time = False
+    keeps_time = True
 
     def __init__(
-        self, function: FunctionIdentity, handler: Callable[[Any, Any], Any], *, concurrency: int
+        self,
+        function: FunctionIdentity,
+        handler: Callable[[Any, Any], Any],
+        *,
+        concurrency: int,
+        timeout: float,
     ) -> None:
         self._function = function
         self._handler = handler
         self._is_async = _is_async(handler)
+        self._limit = TimeLimit(timeout)
         self._threads: Threads[Reply] = Threads(f"function {function.name}", concurrency)
 
     def open(self) -> None:
@@ -56,18 +64,25 @@ class InlineRuntime:
     async def invoke(self, invocation: Invocation) -> Reply:
         """Run the handler on one event; see `poller.ports.Runtime`.
 
-        A cancelled `async def` handler is closed when it goes on all the same. A cancelled `def` handler runs
-        on in its thread, and takes that place of `concurrency` until it ends.
+        An `async def` handler that is cancelled, or out of time, is closed when it goes on all the same. A `def` handler
+        runs on in its thread, and takes that place of `concurrency` until it ends.
         """
         token = current_invocation.set(invocation)
+        run = self._limit.begin()
+        over = False
         try:
-            if self._is_async:
-                return await _driven(
-                    self._handler, invocation.event, LambdaContext(self._function, invocation)
-                )
-            reply = await self._threads.run(partial(self._call, invocation))
-        finally:
-            current_invocation.reset(token)
+            try:
+                if self._is_async:
+                    context = LambdaContext(self._function, invocation)
+                    return await _driven(self._handler, invocation.event, context, run.task)
+                reply = await self._threads.run(partial(self._call, invocation))
+            finally:
+                over = self._limit.end(run)
+                current_invocation.reset(token)
+        except asyncio.CancelledError:
+            if not over:
+                raise
+            return timed_out(invocation.request_id, self._limit.seconds)
         if reply is None:
             return Refused(f"{self._threads.abandoned} threads of timed-out invocations are still running")
         return reply
@@ -81,6 +96,7 @@ class InlineRuntime:
 
     async def aclose(self) -> None:
         """Let idle threads end. Threads of timed-out invocations are not waited for."""
+        self._limit.close()
         self._threads.close()
 
     def _call(self, invocation: Invocation) -> Reply:
@@ -95,23 +111,25 @@ def _is_async(handler: Callable[[Any, Any], Any]) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
-async def _driven(handler: Callable[[Any, Any], Any], event: Any, context: LambdaContext) -> Reply:
+async def _driven(
+    handler: Callable[[Any, Any], Any], event: Any, context: LambdaContext, task: asyncio.Task[Any]
+) -> Reply:
     try:
         running = handler(event, context)
     except Exception as error:  # the arguments do not fit: no code of the handler has run yet
         return error_of(error, context.aws_request_id)
-    return await _drive(running, context.aws_request_id)
+    return await _drive(running, context.aws_request_id, task)
 
 
 @coroutine
-def _drive(running: Coroutine[Any, Any, Any], request_id: str) -> Generator[Any, Any, Reply]:
-    """Step the handler's coroutine by hand, in the caller's task.
+def _drive(
+    running: Coroutine[Any, Any, Any], request_id: str, task: asyncio.Task[Any]
+) -> Generator[Any, Any, Reply]:
+    """Step the handler's coroutine by hand, in the caller's `task`.
 
     A task of its own would cost more than the whole rest, and a plain `await` could neither tell a handler
     that raises `CancelledError` from a caller that cancels, nor get rid of a handler that swallows it.
     """
-    task = asyncio.current_task()
-    assert task is not None
     before = task.cancelling()
     cancelled: BaseException | None = None
     swallowed = 0

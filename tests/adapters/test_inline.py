@@ -36,7 +36,7 @@ def an_invocation(event: Any = None) -> Invocation:
 
 
 async def reply_of(handler: Callable[..., Any]) -> Reply:
-    runtime = InlineRuntime(FUNCTION, handler, concurrency=1)
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30)
     reply = await runtime.invoke(an_invocation())
     await runtime.aclose()
     return reply
@@ -63,7 +63,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
 
 def load_error(handler: str) -> FunctionInitError:
     with pytest.raises(FunctionInitError) as caught:
-        inline.load(FUNCTION, handler, concurrency=1)
+        inline.load(FUNCTION, handler, concurrency=1, timeout=30)
     return caught.value
 
 
@@ -74,8 +74,8 @@ async def test_a_handler_is_found_from_the_current_directory(
     module: Callable[[str, str], None], handler: str
 ) -> None:
     module("shop/orders.py", "def handler(event, context):\n    return 'found'\n")
-    runtime = inline.load(FUNCTION, handler, concurrency=1)
-    inline.load(FUNCTION, handler, concurrency=1)
+    runtime = inline.load(FUNCTION, handler, concurrency=1, timeout=30)
+    inline.load(FUNCTION, handler, concurrency=1, timeout=30)
 
     assert await runtime.invoke(an_invocation()) == Returned("found")
     assert sys.path.count(os.getcwd()) == 1
@@ -86,7 +86,7 @@ async def test_a_handler_may_be_a_member_of_something_in_its_module(
     module: Callable[[str, str], None],
 ) -> None:
     module("orders.py", "class Shop:\n    def handle(event, context):\n        return 'found'\n")
-    runtime = inline.load(FUNCTION, "orders:Shop.handle", concurrency=1)
+    runtime = inline.load(FUNCTION, "orders:Shop.handle", concurrency=1, timeout=30)
 
     assert await runtime.invoke(an_invocation()) == Returned("found")
     await runtime.aclose()
@@ -322,6 +322,87 @@ async def test_a_handler_may_use_time_limits_of_its_own() -> None:
     assert await reply_of(handler) == Returned("went on")
 
 
+async def test_a_handler_is_ended_at_its_time_limit() -> None:
+    async def hangs(event: Any, context: Any) -> Any:
+        await anyio.sleep_forever()
+
+    async def goes_on(event: Any, context: Any) -> Any:
+        while True:
+            with suppress(asyncio.CancelledError):
+                await anyio.sleep_forever()
+
+    async def cleans_up(event: Any, context: Any) -> Any:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise LookupError
+
+    release = threading.Event()
+
+    def blocks(event: Any, context: Any) -> Any:
+        release.wait()
+
+    for handler in (hangs, goes_on, cleans_up, blocks):
+        runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=0.02)
+        reply = await runtime.invoke(an_invocation())
+        await runtime.aclose()
+        text = "RequestId: request-1 Error: Task timed out after 0.02 seconds"
+        assert reply == FunctionError("Sandbox.Timedout", text, timed_out=True)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+    release.set()
+
+
+async def test_each_invocation_has_the_whole_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, now = asyncio.get_running_loop(), 100.0
+    monkeypatch.setattr(loop, "time", lambda: now)
+
+    async def handler(event: Any, context: Any) -> Any:
+        await event
+
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=3, timeout=10)
+    replies: dict[str, Reply] = {}
+
+    async def invoke(name: str) -> None:
+        replies[name] = await runtime.invoke(an_invocation(waits[name]))
+
+    waits = {name: loop.create_future() for name in ("first", "second", "third")}
+    async with anyio.create_task_group() as tasks:
+        for name in waits:
+            tasks.start_soon(invoke, name)
+            await anyio.wait_all_tasks_blocked()
+            now += 4  # the last one begins after 8 seconds
+        waits["second"].set_result(None)
+        while len(replies) < 2:
+            await anyio.lowlevel.checkpoint()
+        now = 117.9
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        assert sorted(replies) == ["first", "second"]
+        now = 118.0
+    assert {name: isinstance(reply, Returned) for name, reply in replies.items()} == {
+        "first": False,
+        "second": True,
+        "third": False,
+    }
+    await runtime.aclose()
+
+
+async def test_who_is_cancelled_at_the_end_of_the_time_gets_no_reply() -> None:
+    async def handler(event: Any, context: Any) -> Any:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            invocation.cancel()
+
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=0.01)
+    async with asyncio.TaskGroup() as tasks:
+        invocation = tasks.create_task(runtime.invoke(an_invocation()))
+    assert invocation.cancelled()
+    await runtime.aclose()
+
+
 async def test_a_handler_with_the_wrong_parameters_fails_when_invoked() -> None:
     def plain(event: Any) -> None: ...
 
@@ -385,7 +466,7 @@ async def test_an_async_handler_cannot_outlive_its_cancellation(ending: str) -> 
             if ending == "never ends":
                 await forever.wait()
 
-    assert await cancelled_at(started, InlineRuntime(FUNCTION, handler, concurrency=1))
+    assert await cancelled_at(started, InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30))
     assert current_invocation.get() is None
 
 
@@ -402,7 +483,7 @@ async def test_a_cancelled_handler_has_time_to_clean_up() -> None:
                     await anyio.lowlevel.checkpoint()
             cleaned.set()
 
-    assert await cancelled_at(started, InlineRuntime(FUNCTION, handler, concurrency=1))
+    assert await cancelled_at(started, InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30))
     assert cleaned.is_set()
 
 
@@ -415,7 +496,7 @@ async def test_closing_an_invocation_closes_its_handler() -> None:
         finally:
             closed.append(True)
 
-    invoking = InlineRuntime(FUNCTION, handler, concurrency=1).invoke(an_invocation())
+    invoking = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30).invoke(an_invocation())
     invoking.send(None)
     invoking.close()
 
@@ -445,7 +526,7 @@ class Hanging:
 
 async def test_threads_of_timed_out_invocations_keep_their_places_until_they_end() -> None:
     handler = Hanging()
-    runtime = InlineRuntime(FUNCTION, handler, concurrency=2)
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=2, timeout=30)
     await handler.timed_out_in(runtime)
     await handler.timed_out_in(runtime)
 
@@ -463,7 +544,7 @@ async def test_threads_of_timed_out_invocations_keep_their_places_until_they_end
 
 async def test_an_invocation_waits_for_a_place_as_long_as_one_may_come_free() -> None:
     handler = Hanging()
-    runtime = InlineRuntime(FUNCTION, handler, concurrency=1)
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30)
     replies: list[Reply] = []
 
     async def invoke() -> None:
@@ -483,7 +564,7 @@ async def test_an_invocation_waits_for_a_place_as_long_as_one_may_come_free() ->
 
 async def test_an_invocation_that_waits_for_a_place_gets_it_when_there_are_more() -> None:
     handler = Hanging()
-    runtime = InlineRuntime(FUNCTION, handler, concurrency=1)
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runtime.invoke, an_invocation())
@@ -498,7 +579,7 @@ async def test_an_invocation_that_waits_for_a_place_gets_it_when_there_are_more(
 
 async def test_an_invocation_that_waits_for_a_place_is_refused_when_the_last_one_is_abandoned() -> None:
     handler = Hanging()
-    runtime = InlineRuntime(FUNCTION, handler, concurrency=1)
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30)
     replies: list[Reply] = []
 
     async def invoke() -> None:
@@ -519,7 +600,7 @@ async def test_an_invocation_that_waits_for_a_place_is_refused_when_the_last_one
 
 async def test_a_thread_that_ends_as_its_invocation_is_cancelled_is_free_again() -> None:
     handler = Hanging()
-    runtime = InlineRuntime(FUNCTION, handler, concurrency=1)
+    runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30)
 
     jobs_ended = runtime._threads._ended
 
@@ -558,7 +639,7 @@ def test_a_hanging_thread_outlives_its_event_loop_quietly() -> None:
             go_on.wait()
             ended.set()
 
-        runtime = InlineRuntime(FUNCTION, handler, concurrency=1)
+        runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runtime.invoke, an_invocation())
             await started.wait()

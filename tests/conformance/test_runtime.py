@@ -51,7 +51,7 @@ class Start(Protocol):
 
 def start_inline(handler: str, *, concurrency: int = 2) -> Runtime:
     function = FunctionIdentity("orders", ARN, 256)
-    return inline.load(function, f"python_functions:{handler}", concurrency=concurrency)
+    return inline.load(function, f"python_functions:{handler}", concurrency=concurrency, timeout=30)
 
 
 def start_python(handler: str, *, concurrency: int = 2) -> Runtime:
