@@ -6,12 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     GCCollector,
-    Histogram,
     Info,
     ProcessCollector,
-    disable_created_metrics,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -19,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from poller import __version__
 from poller.model import CircuitState, Failed, MappingState, NotInvoked
+from poller.telemetry._series import Counter, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
         Trouble,
         Workers,
     )
+    from poller.telemetry._series import Count, Durations
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -127,63 +126,57 @@ class Snapshot(Protocol):
 
 
 class _MappingCounters(NamedTuple):
-    polled_events: Counter
-    filtered_out_events: Counter
-    invoked_events: Counter
-    failed_invoke_events: Counter
-    deleted_events: Counter
-    released_events: Counter
-    committed_events: Counter
-    dropped_events: Counter
-    on_failure_destination_delivered_events: Counter
-    on_success_destination_delivered_events: Counter
-    destination_delivery_failures: Counter
-    trims: Counter
-    empty_receives: Counter
-    stale_receipts: Counter
-    circuit_breaker_trips: Counter
-    troubles: Counter
+    polled_events: Count
+    filtered_out_events: Count
+    invoked_events: Count
+    failed_invoke_events: Count
+    deleted_events: Count
+    released_events: Count
+    committed_events: Count
+    dropped_events: Count
+    on_failure_destination_delivered_events: Count
+    on_success_destination_delivered_events: Count
+    destination_delivery_failures: Count
+    trims: Count
+    empty_receives: Count
+    stale_receipts: Count
+    circuit_breaker_trips: Count
+    troubles: Count
 
 
 class _FunctionSeries(NamedTuple):
-    invocations: Counter
-    errors: Counter
-    throttles: Counter
-    duration: Histogram
+    invocations: Count
+    errors: Count
+    throttles: Count
+    duration: Durations
 
 
 class Metrics:
     """The observer behind /metrics. `status` is asked once a scrape."""
 
     def __init__(self, status: Callable[[], Snapshot]) -> None:
-        # Else every series has a twin that holds its birthday. The switch is the whole process's.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation there
         self._status = status
         self._registry = registry = CollectorRegistry()
         self._gauges = _Gauges()
         self._mapping_families = _families("mapping", _OF_MAPPING, registry)
         self._function_families = _families("function", _OF_FUNCTION, registry)
         self._durations = Histogram(
-            "poller_duration_seconds",
-            "How long the handler ran.",
-            ["function"],
-            registry=registry,
-            buckets=DURATION_BUCKETS,
+            "duration_seconds", "How long the handler ran.", ["function"], DURATION_BUCKETS, registry
         )
         self._requests = Counter(
-            "poller_api_requests", "Requests to AWS.", ["service", "operation", "outcome"], registry=registry
+            "api_requests", "Requests to AWS.", ["service", "operation", "outcome"], registry
         )
         self._request_durations = Histogram(
-            "poller_api_request_duration_seconds",
+            "api_request_duration_seconds",
             "How long a request to AWS took, a long poll's waiting included.",
             ["service", "operation"],
-            registry=registry,
-            buckets=API_BUCKETS,
+            API_BUCKETS,
+            registry,
         )
-        # labels() costs more than counting does, so each series is looked up once.
+        # To look a series up costs more than to count does.
         self._mappings: dict[str, _MappingCounters] = {}
         self._functions: dict[str, _FunctionSeries] = {}
-        self._api: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._api: dict[tuple[str, str, str], tuple[Count, Durations]] = {}
         self._register_process()
 
     def _register_process(self) -> None:
@@ -285,23 +278,23 @@ class Metrics:
         counters = self._mappings.get(name)
         if counters is None:
             families = self._mapping_families
-            counters = _MappingCounters(**{key: family.labels(name) for key, family in families.items()})
+            counters = _MappingCounters(**{key: family.of(name) for key, family in families.items()})
             self._mappings[name] = counters
         return counters
 
     def _function(self, name: str) -> _FunctionSeries:
         series = self._functions.get(name)
         if series is None:
-            counters = {key: family.labels(name) for key, family in self._function_families.items()}
-            series = _FunctionSeries(**counters, duration=self._durations.labels(name))
+            counters = {key: family.of(name) for key, family in self._function_families.items()}
+            series = _FunctionSeries(**counters, duration=self._durations.of(name))
             self._functions[name] = series
         return series
 
-    def _api_series(self, service: str, operation: str, outcome: str) -> tuple[Counter, Histogram]:
-        durations = self._request_durations.labels(service, operation)
+    def _api_series(self, service: str, operation: str, outcome: str) -> tuple[Count, Durations]:
+        durations = self._request_durations.of(service, operation)
         if len(self._api) >= MAX_API_SERIES:
-            return self._requests.labels(service, operation, "other"), durations
-        series = self._requests.labels(service, operation, outcome), durations
+            return self._requests.of(service, operation, "other"), durations
+        series = self._requests.of(service, operation, outcome), durations
         self._api[service, operation, outcome] = series
         return series
 
@@ -374,7 +367,7 @@ def _workers(functions: Iterable[FunctionSnapshot]) -> Iterator[Metric]:
 
 
 def _families(label: str, texts: dict[str, str], registry: CollectorRegistry) -> dict[str, Counter]:
-    return {name: Counter(f"poller_{name}", text, [label], registry=registry) for name, text in texts.items()}
+    return {name: Counter(name, text, [label], registry) for name, text in texts.items()}
 
 
 def _states(mappings: Iterable[MappingSnapshot]) -> GaugeMetricFamily:
