@@ -6,6 +6,7 @@ FunctionInitError      correct the function's code or its name in the file
 FunctionFailed         look at the function that the mapping names as its destination
 StoreError             look at the state file or table: damaged, newer, full, or not writable
 SeekRefused            ask for another place in the stream
+ReplayRefused          ask for another replay
 SourceUnfit            correct the queue's settings, or the mapping's
 DocumentTooLarge       name a destination that takes more, such as an S3 bucket
 AwsError               look at its class: some pass by themselves (`transient`),
@@ -47,6 +48,10 @@ class StoreError(PollerError):
 
 class SeekRefused(PollerError):
     """The mapping cannot be moved to that place."""
+
+
+class ReplayRefused(PollerError):
+    """That replay makes no sense for this mapping."""
 
 
 class DocumentTooLarge(PollerError):

@@ -44,7 +44,9 @@ class Shard:
 class StartAt:
     """Where the reader of a shard begins. A queue keeps its own position and has no use for it."""
 
-    kind: Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP", "AFTER_SEQUENCE_NUMBER"] = "TRIM_HORIZON"
+    kind: Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP", "AT_SEQUENCE_NUMBER", "AFTER_SEQUENCE_NUMBER"] = (
+        "TRIM_HORIZON"
+    )
     sequence_number: str = ""
     sub_sequence_number: int | None = None
     """With a number, `sequence_number` is an aggregated record of which the inner records up to this one are done."""

@@ -22,29 +22,36 @@ from anyio import to_thread
 from poller import __version__
 from poller.app import deploy, functions, seeking
 from poller.app.mappings import Surroundings, specs
+from poller.app.replay_sources import Setting, count, estimate, open_replay
+from poller.app.replaying import Replays
 from poller.app.signals import Signals
 from poller.app.streams import State, Streams
 from poller.aws.session import AwsSession
 from poller.config import not_yet
+from poller.core import replay_wish
 from poller.engine.invoker import World
 from poller.engine.slots import Places
 from poller.engine.status import Board, DaemonStatus, FunctionStatus
-from poller.engine.supervisor import Supervisor, give_back_reserve
-from poller.errors import ConfigError
+from poller.engine.supervisor import PUT_DOWN_WITHIN, Supervisor, give_back_reserve
+from poller.errors import ConfigError, ReplayRefused
 from poller.runtimes.code import Store
 from poller.telemetry.logs import LogObserver
 from poller.telemetry.metrics import Metrics
 from poller.telemetry.observers import Fanout
 from poller.telemetry.systemd import Systemd
+from poller.web.replays import ReplaySurface
 from poller.web.server import Surface, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     from anyio.abc import TaskGroup
 
     from poller.app.functions import Loaded
+    from poller.app.replay_sources import Opened, Progress
     from poller.config import Config, Mapping
+    from poller.core.replay_wish import ReplayWish
 
 _log = logging.getLogger("poller")
 
@@ -76,6 +83,7 @@ class Daemon:
         self._supervisor = Supervisor(
             self._observer, self._board, self._world, self._config.daemon.shutdown_timeout
         )
+        self._replays = Replays(self._open_replay, self._state.jobs, time.time)
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -92,7 +100,9 @@ class Daemon:
             try:
                 await functions.start(self._functions.values(), tasks, lambda: self._session)
                 await self._open_state()
-                await self._supervisor.run(self._specs(self._config, self._functions, self._session))
+                async with anyio.create_task_group() as work:
+                    work.start_soon(self._replays.run)
+                    await self._supervisor.run(self._specs(self._config, self._functions, self._session))
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._close(self._functions, self._session)
@@ -107,9 +117,11 @@ class Daemon:
             await self._state.store()
 
     def _specs(self, config: Config, loaded: dict[str, Loaded], session: AwsSession) -> Any:
+        return specs(config, loaded, self._around(config, session))
+
+    def _around(self, config: Config, session: AwsSession) -> Surroundings:
         close_timeout = give_back_reserve(config.daemon.shutdown_timeout)
-        around = Surroundings(session, self._observer, self._world, close_timeout, self._state, self._streams)
-        return specs(config, loaded, around)
+        return Surroundings(session, self._observer, self._world, close_timeout, self._state, self._streams)
 
     async def _listen(self, tasks: TaskGroup) -> None:
         daemon = self._config.daemon
@@ -124,6 +136,13 @@ class Daemon:
             pause=self._pause,
             resume=self._resume,
             seek=self._seek,
+            replays=ReplaySurface(
+                start=self._start_replay,
+                listed=self._replays.shown,
+                one=self._replays.one,
+                stop=self._replays.stop_one,
+                resume=self._replays.resume,
+            ),
         )
         port = await tasks.start(serve, daemon.host, daemon.port, surface)
         host = f"[{daemon.host}]" if ":" in daemon.host else daemon.host
@@ -157,6 +176,7 @@ class Daemon:
             elif self._stopping:
                 _log.warning("second %s: stopping now", received.name)
                 self._supervisor.stop_now()
+                self._replays.stop_now()
             else:
                 self._stopping = True
                 tasks.start_soon(self._stop, received)
@@ -170,7 +190,10 @@ class Daemon:
             status.in_flight,
         )
         self._systemd.stopping()
-        await self._supervisor.stop()
+        timeout = self._supervisor.stop_timeout
+        async with anyio.create_task_group() as stopping:
+            stopping.start_soon(self._replays.stop, timeout - give_back_reserve(timeout))
+            stopping.start_soon(self._supervisor.stop)
 
     async def _reload(self, tasks: TaskGroup) -> None:
         async with self._reloading:
@@ -208,6 +231,7 @@ class Daemon:
                 deploy.switch(before, after)
         fresh = [one for name, one in loaded.items() if not _continues(one, old_functions.get(name))]
         await functions.start(fresh, tasks, lambda: self._session)
+        await self._interrupt_replays(old, old_functions, loaded, same_session=old_session is self._session)
         self._places.resize(config.daemon.concurrency)
         functions.fit(loaded.values())
         self._supervisor.stop_timeout = config.daemon.shutdown_timeout
@@ -221,6 +245,17 @@ class Daemon:
             gone, old_session if old_session is not self._session else AwsSession(config.aws, self._observer)
         )
         _log.info("reloaded: %d mappings", len(config.mappings))
+
+    async def _interrupt_replays(
+        self, old: Config, before: dict[str, Loaded], after: dict[str, Loaded], *, same_session: bool
+    ) -> None:
+        """End the replays whose function, or whose way to AWS, does not go on."""
+        gone = {
+            mapping.name
+            for mapping in old.mappings
+            if not (same_session and _continues(before[mapping.function], after.get(mapping.function)))
+        }
+        await self._replays.interrupt("the configuration has changed", PUT_DOWN_WITHIN, gone)
 
     async def _keep_code(self) -> None:
         watch = deploy.Watch(self._unpacked)
@@ -277,6 +312,28 @@ class Daemon:
                 moves = await seeking.carry_out(store, self._mapping(name), wish, time.time())
             _log.info("%s: moved to %s by command, %d shards", name, to, len(moves))
         return seeking.told(moves)
+
+    async def _start_replay(self, body: object, dry_run: bool) -> object:
+        wish = replay_wish.parse(body)
+        setting, now = self._replayed(wish), time.time()
+        if dry_run:
+            return await estimate(setting, now)
+        return await self._replays.start(wish, await count(setting, now))
+
+    def _replayed(self, wish: ReplayWish) -> Setting:
+        """What a replay works with, as the configuration is now; raises ReplayRefused."""
+        try:
+            mapping = self._mapping(wish.mapping)
+        except KeyError as error:
+            known = ", ".join(one.name for one in self._config.mappings)
+            raise ReplayRefused(f"no mapping is named {wish.mapping!r} (there are: {known})") from error
+        windows = bool(mapping.tumbling_window_in_seconds)
+        replay_wish.check(wish, mapping.source, time.time(), windows=windows, fifo=mapping.fifo)
+        function = self._functions[mapping.function]
+        return Setting(wish, mapping, self._config, function, self._around(self._config, self._session))
+
+    def _open_replay(self, wish: ReplayWish, progress: Progress) -> AbstractAsyncContextManager[Opened]:
+        return open_replay(self._replayed(wish), progress)
 
     def _mapping(self, name: str) -> Mapping:
         for mapping in self._config.mappings:

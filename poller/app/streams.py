@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from poller.app.destinations import Ends
     from poller.aws.session import AwsSession
     from poller.config import Config, Mapping
+    from poller.core.replay import ReplayEnvelope
     from poller.engine.child import Runner
     from poller.engine.invoker import Invoker
-    from poller.ports import CheckpointStore, Jobs, Observer, Source, Spool
+    from poller.ports import CheckpointStore, Destination, Jobs, Observer, Source, Spool
 
 #: Seconds that a receive waits; a shard is read as often as its own pace says, whatever this is.
 RECEIVE_WAIT = 20.0
@@ -157,15 +158,16 @@ async def open_stream(
     mapping: Mapping, config: Config, invoker: Invoker, ends: Ends, around: Shared
 ) -> AsyncIterator[Runner]:
     """The mapping opened on its stream, to be run; raises PollerError."""
-    envelope = _envelope(mapping, config)
-    source = await _source(mapping, config, envelope, around)
-    plan = _plan(mapping, envelope, around, invoker.function.arn, ends)
+    own = envelope(mapping, config)
+    source = await _source(mapping, config, own, around)
+    plan = _plan(mapping, own, around, invoker.function.arn, ends)
     keeper = ShardKeeper(plan, source, await around.state.store(), invoker)
     async with keeper.opened():
         yield guarded(keeper, keeper.breaker, keeper.lanes)
 
 
-def _envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnvelope:
+def envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnvelope:
+    """What builds the mapping's records."""
     if mapping.source == "dynamodb":
         shared = is_shared(mapping, config)
         return DynamoDbEnvelope(mapping.event_source_arn, mapping.region, shared=shared)
@@ -174,16 +176,33 @@ def _envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnv
     return KinesisEnvelope(mapping.event_source_arn, mapping.region, identity)
 
 
+def polled(mapping: Mapping, config: Config, around: Shared) -> Source:
+    """The mapping's stream, read by polling whatever the mapping does: a consumer has one subscription, and that is live."""
+    own = envelope(mapping, config)
+    if mapping.source == "dynamodb":
+        # Not what the live mapping reads from: its events may take over the images of their replies.
+        connect = partial(around.session.api, "dynamodbstreams", mapping.region)
+        return _polled(mapping, DynamoDbStream(mapping.arn.stream, connect), own, around)
+    return _polled(mapping, around.streams.get(mapping, config, around.session), own, around)
+
+
+def _polled(
+    mapping: Mapping,
+    stream: KinesisStream | DynamoDbStream,
+    envelope: KinesisEnvelope | DynamoDbEnvelope,
+    around: Shared,
+) -> Source:
+    if isinstance(stream, DynamoDbStream):
+        return DynamoDbSource(mapping.name, stream, envelope, around.observer)
+    return KinesisSource(mapping.name, stream, envelope, around.observer, deaggregate=mapping.deaggregates)
+
+
 async def _source(
     mapping: Mapping, config: Config, envelope: KinesisEnvelope | DynamoDbEnvelope, around: Shared
 ) -> Source:
     stream = around.streams.get(mapping, config, around.session)
-    if isinstance(stream, DynamoDbStream):
-        return DynamoDbSource(mapping.name, stream, envelope, around.observer)
-    if not mapping.fans_out:
-        return KinesisSource(
-            mapping.name, stream, envelope, around.observer, deaggregate=mapping.deaggregates
-        )
+    if isinstance(stream, DynamoDbStream) or not mapping.fans_out:
+        return _polled(mapping, stream, envelope, around)
     return FanOutSource(
         mapping.name,
         stream,
@@ -213,13 +232,12 @@ def _plan(
         mapping.maximum_record_age_in_seconds,
         mapping.bisect_batch_on_function_error,
     )
-    source: Literal["kinesis", "dynamodb"] = "kinesis" if mapping.source == "kinesis" else "dynamodb"
 
     def batches(shard_id: str) -> Batches:
         return Batches(
             call=call,
             function_arn=function_arn,
-            origin=Origin(source, shard_id, mapping.event_source_arn),
+            origin=_origin(mapping, shard_id),
             envelope=envelope,
             policy=policy,
             window_length=mapping.tumbling_window_in_seconds,
@@ -242,4 +260,29 @@ def _plan(
         timestamp=mapping.starting_position_timestamp or 0.0,
         flush_timeout=around.flush_timeout,
         circuit=mapping.circuit,
+    )
+
+
+def _origin(mapping: Mapping, shard_id: str) -> Origin:
+    source: Literal["kinesis", "dynamodb"] = "kinesis" if mapping.source == "kinesis" else "dynamodb"
+    return Origin(source, shard_id, mapping.event_source_arn)
+
+
+def replayed(
+    mapping: Mapping,
+    shard_id: str,
+    envelope: ReplayEnvelope,
+    policy: StreamPolicy,
+    destination: Destination,
+    function_arn: str,
+) -> Batches:
+    """What a replay does with the batches of a shard."""
+    call = Call(mapping.name, mapping.source, mapping.reports_batch_item_failures)
+    return Batches(
+        call=call,
+        function_arn=function_arn,
+        origin=_origin(mapping, shard_id),
+        envelope=envelope,
+        policy=policy,
+        destination=destination,
     )

@@ -11,6 +11,7 @@ from poller.cli.check import check_command
 from poller.cli.control import pause_command, resume_command
 from poller.cli.demo import demo_command
 from poller.cli.filter import filter_command
+from poller.cli.replay import replay_command
 from poller.cli.run import run_command
 from poller.cli.schema import schema_command
 from poller.cli.seek import seek_command
@@ -49,6 +50,7 @@ for _name, _command in (
     ("pause", pause_command),
     ("resume", resume_command),
     ("seek", seek_command),
+    ("replay", replay_command),
     ("schema", schema_command),
 ):
     app.command(_name)(_command)

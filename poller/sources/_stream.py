@@ -165,6 +165,8 @@ class StreamSource(Generic[_S]):
             if start.sub_sequence_number is None:
                 return after(start.sequence_number)
             return Position("AT_SEQUENCE_NUMBER", start.sequence_number)
+        if start.kind == "AT_SEQUENCE_NUMBER":
+            return Position("AT_SEQUENCE_NUMBER", start.sequence_number)
         if start.kind == "LATEST":
             return Position("LATEST", timestamp=start.timestamp or self._stream.wall())
         return Position(start.kind, timestamp=start.timestamp)

@@ -144,6 +144,11 @@ class SqsReader:
         return f"<SqsReader {self._queue.name}: {len(self._visibility)} messages held>"
 
     @property
+    def url(self) -> str:
+        """The queue's."""
+        return self._url
+
+    @property
     def visibility_timeout(self) -> float:
         """The queue's, in seconds, as last read."""
         return self._visibility.timeout

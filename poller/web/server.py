@@ -1,4 +1,4 @@
-"""The daemon's own HTTP surface: metrics, health, status, pause and resume."""
+"""The daemon's own HTTP surface: metrics, health, status, and what can be commanded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import orjson
 from aiohttp import hdrs, web
 
 from poller.errors import PollerError, SeekRefused
+from poller.web.pages import COMMAND_TIMEOUT, error_page, guarded, json_page, text_page
+from poller.web.replays import ReplayPages
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from anyio.abc import TaskStatus
 
-#: A browser cannot send this header to another site without asking first, and we do not answer the question.
-GUARD_HEADER = "X-Poller"
-#: Seconds for a pause or a resume to be carried out.
-COMMAND_TIMEOUT = 30.0
+    from poller.web.replays import ReplaySurface
+
+#: Bytes of what a command may send: the patterns of a replay are the most of it.
+MAX_BODY = 64 * 1024
 #: Seconds from the stop to the last connection closed.
 CLOSE_TIMEOUT = 0.9
 _INDEX = """\
@@ -36,6 +38,10 @@ POST /mappings/{name}/pause    poll no more                           \\
 POST /mappings/{name}/resume   poll again                              > want the header X-Poller: 1
 POST /mappings/{name}/seek     move a paused mapping in its stream    /
                                {"to": "TRIM_HORIZON", "shard": null, "dry_run": true}
+GET  /replays                  replays that run or have ended; /replays/{id} is one of them
+POST /replays                  begin one: {"mapping": "orders", "kind": "queue", "target": "arn:...", "dry_run": true}
+POST /replays/{id}/stop        end one; what it has at work is done first
+POST /replays/{id}/resume      go on with one where it was
 """
 
 
@@ -58,6 +64,7 @@ class Surface:
     seek: Callable[[str, str, str | None, bool], Awaitable[object]]
     """Name, where to, shard or None for all, whether only to say what would be; answers as JSON has it. Raises as the others,
     and SeekRefused for what cannot be asked of this mapping."""
+    replays: ReplaySurface
 
 
 async def serve(
@@ -96,7 +103,7 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
 def _application(host: str, surface: Surface) -> web.Application:
     pages = _Pages(surface)
     middlewares = [_same_host(host)] if _is_loopback(host) else []
-    app = web.Application(middlewares=middlewares, client_max_size=1024)
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     app.add_routes(
         [
             web.get("/", pages.index),
@@ -107,6 +114,7 @@ def _application(host: str, surface: Surface) -> web.Application:
             web.post("/mappings/{name}/pause", pages.pause),
             web.post("/mappings/{name}/resume", pages.resume),
             web.post("/mappings/{name}/seek", pages.seek),
+            *ReplayPages(surface.replays).routes(),
         ]
     )
     return app
@@ -117,7 +125,7 @@ class _Pages:
         self._surface = surface
 
     async def index(self, _: web.Request) -> web.Response:
-        return _text(_INDEX)
+        return text_page(_INDEX)
 
     async def metrics(self, _: web.Request) -> web.Response:
         body, content_type = self._surface.metrics()
@@ -130,7 +138,7 @@ class _Pages:
         return _verdict(*self._surface.ready())
 
     async def status(self, request: web.Request) -> web.Response:
-        return _json(self._surface.status(), pretty="pretty" in request.query)
+        return json_page(self._surface.status(), pretty="pretty" in request.query)
 
     async def pause(self, request: web.Request) -> web.Response:
         return await self._command(request, self._surface.pause)
@@ -149,10 +157,8 @@ class _Pages:
     async def _command(
         self, request: web.Request, command: Callable[[str], Awaitable[object]]
     ) -> web.Response:
-        if request.headers.get(GUARD_HEADER) != "1":
-            return _error(
-                403, f"send the header {GUARD_HEADER}: 1, which shows that no web page sent this request"
-            )
+        if refusal := guarded(request):
+            return refusal
         name = request.match_info["name"]
         if name not in (known := sorted(self._surface.mappings())):
             return _unknown(name, known)
@@ -175,13 +181,13 @@ async def _run(name: str, command: Callable[[str], Awaitable[object]], known: li
     except KeyError:  # removed by a reload in this very moment
         return _unknown(name, known)
     except SeekRefused as error:
-        return _error(400, str(error))
+        return error_page(400, str(error))
     except PollerError as error:
-        return _error(409, str(error))
+        return error_page(409, str(error))
     except TimeoutError:
-        return _error(504, f"not done within {COMMAND_TIMEOUT:.0f} s; see /status")
+        return error_page(504, f"not done within {COMMAND_TIMEOUT:.0f} s; see /status")
     more = {} if answer is None else {"answer": answer}
-    return _json({"mapping": name, "done": True, **more})
+    return json_page({"mapping": name, "done": True, **more})
 
 
 def _same_host(host: str) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -195,7 +201,7 @@ def _same_host(host: str) -> Callable[..., Awaitable[web.StreamResponse]]:
         asked = request.headers.get(hdrs.HOST)
         if asked is None or _is_ours(asked, host):
             return await handler(request)
-        return _error(403, f"this server is {host}, not the host that the request names")
+        return error_page(403, f"this server is {host}, not the host that the request names")
 
     return check
 
@@ -216,26 +222,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _unknown(name: str, known: list[str]) -> web.Response:
-    return _error(404, f"no mapping is named {name!r}", known=known)
-
-
-def _error(status: int, message: str, **more: object) -> web.Response:
-    return _json({"error": message, **more}, status=status)
+    return error_page(404, f"no mapping is named {name!r}", known=known)
 
 
 def _verdict(good: bool, text: str) -> web.Response:
-    return _text(f"{text}\n", 200 if good else 503)
-
-
-def _text(text: str, status: int = 200) -> web.Response:
-    return web.Response(text=text, status=status, headers={hdrs.CACHE_CONTROL: "no-store"})
-
-
-def _json(value: object, status: int = 200, *, pretty: bool = False) -> web.Response:
-    options = orjson.OPT_APPEND_NEWLINE | (orjson.OPT_INDENT_2 if pretty else 0)
-    return web.Response(
-        body=orjson.dumps(value, default=str, option=options),
-        status=status,
-        content_type="application/json",
-        headers={hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"},
-    )
+    return text_page(f"{text}\n", 200 if good else 503)

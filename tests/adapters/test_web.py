@@ -11,9 +11,10 @@ import anyio
 import pytest
 from aiohttp import ClientSession, ClientTimeout
 
-from poller.errors import PollerError, SeekRefused
+from poller.errors import PollerError, ReplayRefused, SeekRefused
 from poller.model import MappingState
-from poller.web import server
+from poller.web import replays, server
+from poller.web.replays import ReplaySurface
 from poller.web.server import Surface, serve
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ class Daemon:
             pause=partial(self._command, "pause"),
             resume=partial(self._command, "resume"),
             seek=self._seek,
+            replays=ReplaySurface(
+                start=self._start,
+                listed=self._listed,
+                one=partial(self._replay, "one"),
+                stop=partial(self._replay, "stop"),
+                resume=partial(self._replay, "resume"),
+            ),
         )
         self.sought: list[tuple[str, str | None, bool]] = []
 
@@ -45,6 +53,17 @@ class Daemon:
         self.sought.append((to, shard, dry_run))
         await self._command("seek", name)
         return [{"shard": "s-1"}]
+
+    async def _start(self, wish: object, dry_run: bool) -> object:
+        await self._command("dry run" if dry_run else "replay", str(wish))
+        return {"id": "r-1"}
+
+    async def _listed(self) -> object:
+        return [{"id": "r-1"}]
+
+    async def _replay(self, verb: str, replay_id: str) -> object:
+        await self._command(verb, replay_id)
+        return {"id": replay_id}
 
     async def _command(self, verb: str, name: str) -> None:
         self.calls.append((verb, name))
@@ -91,7 +110,7 @@ async def test_the_status_is_json_on_one_line_or_pretty() -> None:
 async def test_the_index_names_every_path() -> None:
     async with running(Daemon().surface) as client, client.get("/") as reply:
         text = await reply.text()
-    for path in ("/metrics", "/healthz", "/readyz", "/status", "/pause", "/resume", "/seek"):
+    for path in ("/metrics", "/healthz", "/readyz", "/status", "/pause", "/resume", "/seek", "/replays"):
         assert path in text
 
 
@@ -290,3 +309,79 @@ async def test_a_request_in_flight_holds_up_the_stop_for_less_than_a_second() ->
         started = time.monotonic()
         group.cancel_scope.cancel()
     assert time.monotonic() - started < 1
+
+
+# --- replays ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "verb"),
+    [({"kind": "queue"}, "replay"), ({"kind": "queue", "dry_run": True}, "dry run")],
+)
+async def test_a_replay_is_begun_or_only_looked_at(body: dict[str, object], verb: str) -> None:
+    daemon = Daemon()
+    async with (
+        running(daemon.surface) as client,
+        client.post("/replays", headers=GUARD, json=body) as reply,
+    ):
+        assert (reply.status, await reply.json()) == (200, {"answer": {"id": "r-1"}})
+    assert daemon.calls == [(verb, "{'kind': 'queue'}")]
+
+
+async def test_replays_are_listed_and_followed_without_a_header() -> None:
+    daemon = Daemon()
+    async with running(daemon.surface) as client:
+        async with client.get("/replays") as reply:
+            assert await reply.json() == {"answer": [{"id": "r-1"}]}
+        async with client.get("/replays/r-1") as reply:
+            assert await reply.json() == {"answer": {"id": "r-1"}}
+
+
+@pytest.mark.parametrize("verb", ["stop", "resume"])
+async def test_a_replay_is_commanded_by_its_id(verb: str) -> None:
+    daemon = Daemon()
+    async with running(daemon.surface) as client:
+        async with client.post(f"/replays/r-1/{verb}") as reply:
+            assert reply.status == 403
+        assert daemon.calls == []
+        async with client.post(f"/replays/r-1/{verb}", headers=GUARD) as reply:
+            assert await reply.json() == {"answer": {"id": "r-1"}}
+    assert daemon.calls == [(verb, "r-1")]
+
+
+async def test_a_replay_that_a_web_page_could_begin_is_refused() -> None:
+    daemon = Daemon()
+    async with running(daemon.surface) as client, client.post("/replays", json={}) as reply:
+        assert reply.status == 403
+    assert daemon.calls == []
+
+
+async def test_what_is_no_json_begins_no_replay() -> None:
+    daemon = Daemon()
+    async with running(daemon.surface) as client, client.post("/replays", headers=GUARD, data="{") as reply:
+        assert (reply.status, await reply.json()) == (400, {"error": "send JSON"})
+    assert daemon.calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyError("r-2"), 404, "no replay has the id 'r-2'"),
+        (PollerError("it runs"), 409, "it runs"),
+        (ReplayRefused("no such thing"), 400, "no such thing"),
+        (TimeoutError(), 504, "not done within 30 s; see /replays"),
+    ],
+)
+async def test_a_replay_that_cannot_be_says_why(error: Exception, status: int, message: str) -> None:
+    daemon = Daemon()
+    daemon.error = error
+    async with running(daemon.surface) as client, client.get("/replays/r-2") as reply:
+        assert (reply.status, (await reply.json())["error"]) == (status, message)
+
+
+async def test_a_look_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replays, "COMMAND_TIMEOUT", 0.01)
+    surface = Daemon().surface
+    surface = replace(surface, replays=replace(surface.replays, listed=anyio.sleep_forever))
+    async with running(surface) as client, client.get("/replays") as reply:
+        assert reply.status == 504

@@ -72,3 +72,12 @@ async def stamped(event: dict[str, Any], context: Any) -> None:
     """Note each record and when it came here."""
     at = time.time()
     write([json.dumps({"text": _data(one), "at": at}) for one in event["Records"]])
+
+
+def repairable(event: dict[str, Any], context: Any) -> None:
+    """Refuse any batch that holds poison until REPAIRED exists; note the others, and when they came here."""
+    texts = [_data(one) for one in event["Records"]]
+    if any(text.endswith("!") for text in texts) and not os.path.exists(os.environ["REPAIRED"]):
+        raise ValueError("not repaired yet")
+    at = time.time()
+    write([f"{at} {text}" for text in texts])

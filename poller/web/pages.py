@@ -1,0 +1,41 @@
+"""What all pages are made with: JSON and text, errors, and the header that commands want."""
+
+from __future__ import annotations
+
+import orjson
+from aiohttp import hdrs, web
+
+#: A browser cannot send this header to another site without asking first, and we do not answer the question.
+GUARD_HEADER = "X-Poller"
+#: Seconds for a command to be carried out.
+COMMAND_TIMEOUT = 30.0
+
+
+def guarded(request: web.Request) -> web.Response | None:
+    """The refusal of a command that may have come from a web page; None for others."""
+    if request.headers.get(GUARD_HEADER) == "1":
+        return None
+    return error_page(
+        403, f"send the header {GUARD_HEADER}: 1, which shows that no web page sent this request"
+    )
+
+
+def error_page(status: int, message: str, **more: object) -> web.Response:
+    """An error as JSON."""
+    return json_page({"error": message, **more}, status=status)
+
+
+def text_page(text: str, status: int = 200) -> web.Response:
+    """Plain text."""
+    return web.Response(text=text, status=status, headers={hdrs.CACHE_CONTROL: "no-store"})
+
+
+def json_page(value: object, status: int = 200, *, pretty: bool = False) -> web.Response:
+    """JSON, on one line or for people."""
+    options = orjson.OPT_APPEND_NEWLINE | (orjson.OPT_INDENT_2 if pretty else 0)
+    return web.Response(
+        body=orjson.dumps(value, default=str, option=options),
+        status=status,
+        content_type="application/json",
+        headers={hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"},
+    )

@@ -1,0 +1,213 @@
+"""Failed records are run again beside live ones: once each, without a delay for these, across a stop and a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.harness import HERE, Daemon, Queues, running, until
+from tests.e2e.stream_harness import DataStream, mapping
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from poller.demo.emulator import Emulator
+    from tests.e2e.harness import Queue
+
+pytestmark = pytest.mark.slow
+
+#: Failed records; the long run has 10,000.
+RECORDS = int(os.environ.get("POLLER_E2E_REPLAY", "1500"))
+BATCH = 50
+RATE = 500
+
+
+class Live:
+    """A producer that puts a record now and then, and says when."""
+
+    def __init__(self, stream: DataStream) -> None:
+        self._stream = stream
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.sent = 0
+
+    def _run(self) -> None:
+        while not self._stopping.wait(0.05):
+            self._stream.put([f"live-{time.time()}"])
+            self.sent += 1
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+
+def lags(lines: list[str]) -> list[float]:
+    """Seconds from a live record's production to its handling."""
+    pairs = (line.split(" ", 1) for line in lines if " live-" in line)
+    return [float(at) - float(text.removeprefix("live-")) for at, text in pairs]
+
+
+def poison(lines: list[str]) -> Counter[str]:
+    return Counter(line.partition(" ")[2] for line in lines if line.endswith("!"))
+
+
+def replay(daemon: Daemon, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "poller", "replay", *words],
+        cwd=daemon.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}", "COLUMNS": "200"},
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def jobs(daemon: Daemon) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(daemon.page("/replays"))["answer"]
+    return found
+
+
+class Scene:
+    """A stream with poison, all of it in the on-failure queue, and a function that has been repaired since."""
+
+    def __init__(self, emulator: Emulator, folder: Path) -> None:
+        queues = Queues(emulator.endpoint_url)
+        self.failed: Queue = queues.create(VisibilityTimeout="5")
+        self.stream = DataStream(emulator.endpoint_url)
+        self.repaired = folder / "repaired"
+        config = mapping(
+            self.stream.arn,
+            "repairable",
+            batch_size=str(BATCH),
+            maximum_retry_attempts="0",
+            idle_interval_in_seconds="0.2",
+            destination_config__on_failure__destination=f'"{self.failed.arn}"',
+        )
+        state = f'[daemon]\nstate = "sqlite:{folder / "state.db"}"\n'
+        self.daemon = Daemon(folder, emulator.endpoint_url, state + config, REPAIRED=str(self.repaired))
+
+    def poisoned(self, records: int) -> None:
+        """Every poison record has failed, and what tells of it waits in the queue."""
+        self.stream.put(f"k{number % 7}-{number:05}!" for number in range(records))
+        last = self.stream.everything(self.stream.shards()[0]["ShardId"])[-1]["SequenceNumber"]
+
+        def given_up() -> bool:
+            (shard,) = self.daemon.status()["work"]["shards"]
+            return bool(shard["sequence_number"] == last and shard["checkpoint_age"] == 0)
+
+        until(given_up, "all have failed")
+        assert not poison(self.daemon.handled())
+        self.repaired.touch()
+
+
+@pytest.fixture
+def scene(emulator: Emulator, tmp_path: Path) -> Scene:
+    return Scene(emulator, tmp_path)
+
+
+def test_failed_records_are_run_again_once_beside_live_ones(scene: Scene) -> None:
+    with running(scene.daemon) as daemon, Live(scene.stream) as live:
+        scene.poisoned(RECORDS)
+        live.begin()
+        until(lambda: len(lags(daemon.handled())) >= 60, "live records are handled")
+        before = lags(daemon.handled())
+
+        looked = finished(replay(daemon, "work", "--from-queue", scene.failed.arn, "--dry-run"))
+        assert looked[0] == 0, looked
+        assert "messages in" in looked[1]
+        assert not poison(daemon.handled())
+
+        from_here = len(daemon.handled())
+        began = time.monotonic()
+        words = ("work", "--from-queue", scene.failed.arn, "--rate", str(RATE), "--yes")
+        first = replay(daemon, *words)
+        until(lambda: poison(daemon.handled()).total() > RECORDS // 3, "a third of them is done")
+        first.send_signal(signal.SIGINT)
+        code, _, said = finished(first)
+        assert code == 1, said
+        assert said.count("goes on where it was") == 1
+        stopped = poison(daemon.handled())
+        assert stopped.total() < RECORDS
+        (job,) = jobs(daemon)
+        assert (job["state"], job["counts"]["succeeded"]) == ("stopped", stopped.total())
+
+        code, report, said = finished(replay(daemon, "--resume", job["id"]))
+        took = time.monotonic() - began
+        assert code == 0, report + said
+        assert "is done" in report
+        done = poison(daemon.handled())
+        assert len(done) == RECORDS
+        assert done.total() - RECORDS <= BATCH
+        assert took > (RECORDS - BATCH) / RATE * 0.9
+        assert scene.failed.empty()
+        during = lags(daemon.handled()[from_here:])
+        assert len(during) > 20
+        # Within what a busy machine does by itself to records that are read five times a second.
+        assert statistics.median(during) < statistics.median(before) + 0.25
+        assert daemon.status()["work"]["state"] == "running"
+        print(
+            f"live lag before {statistics.median(before):.3f} s, during {statistics.median(during):.3f} s; "
+            f"{done.total() - RECORDS} repeated, {took:.1f} s"
+        )
+        seen = live.sent
+        until(lambda: len(lags(daemon.handled())) >= seen, "every live record is handled")
+
+
+def test_a_replay_goes_on_after_a_kill(scene: Scene) -> None:
+    records = max(RECORDS // 3, 300)
+    with running(scene.daemon) as daemon:
+        scene.poisoned(records)
+        words = ("work", "--from-queue", scene.failed.url, "--rate", "300", "--yes")
+        first = replay(daemon, *words)
+        until(lambda: poison(daemon.handled()).total() > records // 3, "a third of them is done")
+        daemon.kill()
+        code, _, said = finished(first)
+        assert code == 1
+        assert "no daemon answers" in said
+        daemon.start().ready()
+        (job,) = jobs(daemon)
+        assert (job["state"], job["reason"]) == ("interrupted", "the daemon ended while it ran")
+        assert poison(daemon.handled()).total() < records
+
+        code, report, said = finished(replay(daemon, "--resume", job["id"]))
+        assert code == 0, report + said
+        done = poison(daemon.handled())
+        assert len(done) == records
+        assert done.total() - records <= BATCH
+        assert scene.failed.empty()
+
+
+def test_what_fails_again_stays_in_the_queue(scene: Scene) -> None:
+    with running(scene.daemon) as daemon:
+        scene.poisoned(2 * BATCH)
+        scene.repaired.unlink()
+        messages = scene.failed.counts()[0]
+        code, report, _ = finished(replay(daemon, "work", "--from-queue", scene.failed.arn, "--yes"))
+        assert code == 1
+        assert f"{2 * BATCH:>9,} failed again" in report
+        assert f"{2 * BATCH} ValueError" in report
+        assert "not repaired yet" in report
+        until(lambda: scene.failed.counts() == (messages, 0), "they are there again")
+        until(lambda: "work" in daemon.status(), "the daemon lives")
