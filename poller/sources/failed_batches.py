@@ -197,7 +197,8 @@ class FailedBatches:
                 tasks.cancel_scope.cancel()
 
     async def _supply(self, part: _Part, reader: Replayed) -> None:
-        stored = [one for one in part.failures if one.batch.records is not None]
+        # By their places in the stream: the names of objects tell the second in which each was written.
+        stored = sorted((one for one in part.failures if one.batch.records is not None), key=_place)
         spans = [
             (one, one.batch.span) for one in part.failures if one.batch.records is None and one.batch.span
         ]
@@ -278,6 +279,10 @@ class FailedBatches:
     def replaying(self) -> Replaying:
         """How."""
         return self._replaying
+
+
+def _place(failure: _Failure) -> int:
+    return int(failure.batch.span.first) if failure.batch.span else 0
 
 
 class _Walk:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.harness import HERE, Daemon, Queues, running, until
-from tests.e2e.stream_harness import DataStream, mapping
+from tests.e2e.harness import HERE, REGION, Daemon, Queues, running, until
+from tests.e2e.stream_harness import DataStream, client, in_order, mapping
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +93,7 @@ def jobs(daemon: Daemon) -> list[dict[str, Any]]:
 class Scene:
     """A stream with poison, all of it in the on-failure queue, and a function that has been repaired since."""
 
-    def __init__(self, emulator: Emulator, folder: Path) -> None:
+    def __init__(self, emulator: Emulator, folder: Path, destination: str = "") -> None:
         queues = Queues(emulator.endpoint_url)
         self.failed: Queue = queues.create(VisibilityTimeout="5")
         self.stream = DataStream(emulator.endpoint_url)
@@ -103,7 +104,7 @@ class Scene:
             batch_size=str(BATCH),
             maximum_retry_attempts="0",
             idle_interval_in_seconds="0.2",
-            destination_config__on_failure__destination=f'"{self.failed.arn}"',
+            destination_config__on_failure__destination=f'"{destination or self.failed.arn}"',
         )
         state = f'[daemon]\nstate = "sqlite:{folder / "state.db"}"\n'
         self.daemon = Daemon(folder, emulator.endpoint_url, state + config, REPAIRED=str(self.repaired))
@@ -211,3 +212,97 @@ def test_what_fails_again_stays_in_the_queue(scene: Scene) -> None:
         assert "not repaired yet" in report
         until(lambda: scene.failed.counts() == (messages, 0), "they are there again")
         until(lambda: "work" in daemon.status(), "the daemon lives")
+
+
+# --- objects, dead letters, ranges --------------------------------------------------------------------------------------
+
+
+def replayed(daemon: Daemon, *words: str) -> str:
+    """What a replay says in the end, in which everything succeeds."""
+    code, report, said = finished(replay(daemon, *words, "--yes"))
+    assert code == 0, report + said
+    return report
+
+
+def test_objects_are_run_again_from_what_they_hold_without_the_stream(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    s3 = client("s3", emulator.endpoint_url)
+    bucket = f"failed-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
+    scene = Scene(emulator, tmp_path, f"arn:aws:s3:::{bucket}")
+    with running(scene.daemon) as daemon:
+        scene.poisoned(4 * BATCH)
+        scene.stream.client.delete_stream(StreamName=scene.stream.name)
+        place = f"s3://{bucket}/aws/lambda"
+        looked = finished(replay(daemon, "work", "--from-s3", place, "--dry-run"))
+        assert "objects under" in looked[1]
+        assert " of them tell of " in looked[1]
+        assert f"{4 * BATCH:>9,} succeeded" in replayed(daemon, "work", "--from-s3", place)
+        assert poison(daemon.handled()).total() == len(poison(daemon.handled())) == 4 * BATCH
+        assert in_order([line.partition(" ")[2] for line in daemon.handled()])
+        assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] > 0
+        replayed(daemon, "work", "--from-s3", place, "--delete")
+        assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+        assert poison(daemon.handled()).total() == 8 * BATCH
+
+
+DEAD = """
+[daemon]
+state = "sqlite:poller.db"
+[functions.one]
+handler = "ledger_handlers:record"
+timeout = 3
+[[mappings]]
+name = "orders"
+event_source_arn = "{arn}"
+function_name = "one"
+"""
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+@pytest.mark.parametrize("to", ["function", "source"])
+def test_dead_letters_go_through_the_function_or_back_to_their_queue(
+    emulator: Emulator, tmp_path: Path, to: str, fifo: bool
+) -> None:
+    queues = Queues(emulator.endpoint_url)
+    source, dead = queues.create(fifo=fifo), queues.create(fifo=fifo)
+    bodies = [f"{number % 5}-{number:03}" for number in range(60)]
+    daemon = Daemon(tmp_path, emulator.endpoint_url, DEAD.format(arn=source.arn))
+    with running(daemon):
+        dead.send(bodies, group=(lambda body: body[0]) if fifo else None)
+        report = replayed(daemon, "orders", "--from-dlq", dead.arn, "--to", to)
+        assert f"{60:>9,} succeeded" in report
+        assert "messages: 60 done, 0 stay where they are" in report
+        until(lambda: sorted(daemon.handled()) == sorted(bodies), "each is handled once")
+        if fifo:
+            assert in_order(daemon.handled())
+        until(lambda: dead.empty() and source.empty(), "nothing is left")
+
+
+def test_records_of_a_stream_are_run_again_by_time_by_number_and_by_key(scene: Scene) -> None:
+    scene.repaired.touch()
+    texts = [f"k{number % 3}-{number:03}" for number in range(90)]
+    with running(scene.daemon) as daemon:
+        scene.stream.put(texts)
+
+        def handled() -> list[str]:
+            return [line.partition(" ")[2] for line in daemon.handled()]
+
+        until(lambda: len(handled()) == 90, "they are handled")
+        (shard,) = [one["ShardId"] for one in scene.stream.shards()]
+        numbers = [one["SequenceNumber"] for one in scene.stream.everything(shard)]
+
+        looked = finished(replay(daemon, "work", "--from", "TRIM_HORIZON", "--key", "k1", "--dry-run"))
+        assert (looked[0], looked[1]) == (0, "work: 30 records, besides 60 that are filtered out\n")
+        report = replayed(daemon, "work", "--from", "TRIM_HORIZON", "--key", "k1")
+        assert f"{30:>9,} succeeded" in report
+        assert handled()[90:] == [text for text in texts if text.startswith("k1")]
+
+        words = ("--from-sequence", numbers[10], "--to-sequence", numbers[19], "--shard", shard)
+        replayed(daemon, "work", *words, "--batch-size", "3")
+        assert handled()[120:] == texts[10:20]
+
+        replayed(daemon, "work", "--from", str(time.time() - 3600), "--to", str(time.time()))
+        assert handled()[130:] == texts
+        until(lambda: daemon.status()["work"]["shards"][0]["sequence_number"] == numbers[-1], "it stays")
