@@ -153,8 +153,9 @@ class Daemon:
         # What is there now stays until the end: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        # A busy daemon makes many objects and few cycles: with the defaults it would be looked through far too often.
-        gc.set_threshold(50_000, 20, 50)
+        # A busy daemon makes many objects and few cycles: with the defaults it would be looked through far too often. One page
+        # of a DynamoDB stream is a hundred thousand objects, which are gone before there are twice as many.
+        gc.set_threshold(200_000, 20, 50)
         self._ready = True
         self._systemd.ready()
         down = self._supervisor.down()
