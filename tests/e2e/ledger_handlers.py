@@ -52,6 +52,20 @@ def poisoned(event: dict[str, Any], context: Any) -> None:
     raise ValueError("poison")
 
 
+async def down_while_flagged(event: dict[str, Any], context: Any) -> None:
+    """Note each message and its receive count; as long as the file OUTAGE exists, fail and note that instead."""
+    down = os.path.exists(os.environ["OUTAGE"])  # noqa: ASYNC240  too quick to matter
+    what = "failed" if down else "handled"
+    write(
+        [
+            f"{what} {message['body']} {message['attributes']['ApproximateReceiveCount']}"
+            for message in event["Records"]
+        ]
+    )
+    if down:
+        raise ConnectionError("the database does not answer")
+
+
 def record_with_pid(event: dict[str, Any], context: Any) -> None:
     """Note every message, and in which process."""
     write([f"{message['body']} {os.getpid()}" for message in event["Records"]])
