@@ -264,8 +264,8 @@ class Guarded:
 
     @property
     def at_capacity(self) -> bool:
-        """True when nothing is received because the function can take no more."""
-        return self._runner.at_capacity
+        """True when nothing is received because the function can take no more; not what a ramp does not let through yet."""
+        return self.circuit is CircuitState.CLOSED and self._runner.at_capacity
 
     def load(self) -> Load:
         """What is at work now."""

@@ -31,6 +31,13 @@ async def steady(event: dict[str, Any], context: Any) -> None:
     write([_line(one) for one in event["Records"]])
 
 
+async def down_while_flagged(event: dict[str, Any], context: Any) -> None:
+    """Note every record; as long as the file OUTAGE exists, fail."""
+    if os.path.exists(os.environ["OUTAGE"]):  # noqa: ASYNC240  too quick to matter
+        raise ConnectionError("the database does not answer")
+    write([_line(one) for one in event["Records"]])
+
+
 async def picky(event: dict[str, Any], context: Any) -> None:
     """Refuse any batch that holds poison; note the others."""
     await asyncio.sleep(0.002)

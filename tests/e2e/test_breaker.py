@@ -1,4 +1,4 @@
-"""A function that is down for a while, and messages that would be dead letters by the end of it."""
+"""A function that is down for a while, and records that would be dead letters, or given up, by the end of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e import stream_harness
 from tests.e2e.harness import Daemon, Queues, running, until
+from tests.e2e.stream_harness import DataStream, Ledger, all_done, in_order
 from tests.e2e.test_nothing_is_lost import mapping
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-#: Seconds in which, without a breaker, a visibility timeout of 3 has a failing message received more than 3 times.
+#: Seconds in which, without a breaker, a visibility timeout of 3 has a failing message received more than 3 times, and
+#: a stream's batch with 3 retries is given up.
 OUTAGE = 11.0
 
 
@@ -79,3 +82,36 @@ def test_an_outage_of_the_function_makes_no_dead_letters(queues: Queues, tmp_pat
     assert set(handled) == set(bodies)
     assert dead.counts() == (0, 0)
     assert max(receives for body, receives in handled.items() if body not in failed) <= 2
+
+
+def test_an_outage_of_the_function_gives_no_batch_of_a_stream_up(emulator: Emulator, tmp_path: Path) -> None:
+    stream = DataStream(emulator.endpoint_url, shards=2)
+    texts = [f"k{number % 16}-{number:05}" for number in range(800)]
+    stream.put(texts)
+    config = stream_harness.mapping(
+        stream.arn,
+        "down_while_flagged",
+        batch_size="10",
+        parallelization_factor="4",
+        maximum_retry_attempts="3",
+        circuit_breaker="{ consecutive_failures = 3 }",
+    )
+    flag = tmp_path / "outage"
+    flag.touch()
+    daemon = Daemon(tmp_path, emulator.endpoint_url, config, OUTAGE=str(flag))
+    ledger = Ledger(daemon.ledger)
+    with running(daemon):
+        until(lambda: daemon.status()["work"]["circuit"] == "open", "the circuit opens")
+        opened = time.monotonic()
+        assert {one["doing"] for one in daemon.status()["work"]["shards"]} == {"circuit open"}
+        until(lambda: time.monotonic() - opened > OUTAGE, "the outage has lasted long enough")
+        flag.unlink()
+        daemon.command("work", "resume")
+        until(lambda: all_done(daemon), "all is done")
+        assert daemon.metric('poller_dropped_events_total{mapping="work"}') == 0
+        assert daemon.status()["work"]["circuit"] in ("ramping", "closed")
+        assert daemon.stop() == 0
+    records = ledger.look().records
+    assert sorted(records) == sorted(texts)
+    assert in_order(records)
+    assert ledger.repeats == 0

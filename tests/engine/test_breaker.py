@@ -411,6 +411,8 @@ async def test_an_outage_during_the_ramp_opens_the_circuit_again():
         mapping.queue.send(200)
         await anyio.sleep(6.5)
         assert (runner.circuit, mapping.function.running) == (RAMPING, 2)
+        # That is the ramp's doing, and no limit that somebody should raise.
+        assert (mapping.pipeline.at_capacity, runner.at_capacity) == (True, False)
         mapping.function.down = True
         begun = len(mapping.function.calls)
         await anyio.sleep(2)
