@@ -166,7 +166,7 @@ class FakeSqs:
             case "GetQueueUrl":
                 return self._get_queue_url(params)
             case "GetQueueAttributes":
-                return {"Attributes": {"VisibilityTimeout": str(self.visibility_timeout)}}
+                return {"Attributes": self._attributes(params["AttributeNames"])}
             case "ReceiveMessage":
                 return await self._receive(params)
             case "DeleteMessageBatch":
@@ -174,6 +174,15 @@ class FakeSqs:
             case "ChangeMessageVisibilityBatch":
                 return self._entries(params, fault, self._change)
         raise AssertionError(f"nobody should call {operation}")
+
+    def _attributes(self, names: Sequence[str]) -> dict[str, str]:
+        hidden = [one for one in self.messages.values() if one.visible_at > anyio.current_time()]
+        known = {
+            "VisibilityTimeout": self.visibility_timeout,
+            "ApproximateNumberOfMessages": len(self.messages) - len(hidden),
+            "ApproximateNumberOfMessagesNotVisible": len(hidden),
+        }
+        return {name: str(known[name]) for name in names}
 
     def _get_queue_url(self, params: dict[str, Any]) -> dict[str, Any]:
         if params["QueueName"] != self.name:
