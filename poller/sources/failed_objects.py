@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from poller.aws.errors import foreign, translate
-from poller.errors import BadReply, ResourceNotFound
+from poller.errors import AwsError, BadReply
 from poller.sources._letters import Letter
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: Seconds for one call.
 CALL_TIMEOUT = 30.0
+GONE = "NoSuchKey"
 #: Keys of one listing.
 LISTED = 1000
 #: Bytes of an object that is read: an event of 6 MB as JSON text in JSON, and what is around it.
@@ -72,8 +73,6 @@ class FailedObjects:
             self._open.append(key)
         try:
             body = await self._read(key)
-        except ResourceNotFound:
-            body = b""  # somebody has removed it since it was listed
         except BaseException:
             self._open.remove(key)
             self._keys.appendleft(key)
@@ -94,7 +93,12 @@ class FailedObjects:
         self._listed_to = keys[-1] if keys else self._listed_to
 
     async def _read(self, key: str) -> bytes:
-        reply = await self._api("GetObject", {"Bucket": self._bucket, "Key": key}, CALL_TIMEOUT)
+        try:
+            reply = await self._api("GetObject", {"Bucket": self._bucket, "Key": key}, CALL_TIMEOUT)
+        except AwsError as error:
+            if error.code == GONE:
+                return b""  # somebody has removed it since it was listed
+            raise
         body = bytearray()
         try:
             async with reply["Body"] as stream:
