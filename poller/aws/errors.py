@@ -144,6 +144,8 @@ _IAM_ACTIONS = {
     "Invoke": "InvokeFunction",
 }
 
+_ENCRYPTS = frozenset({"Publish", "PutEvents", "PutObject", "SendMessage", "SendMessageBatch"})
+
 _NAMED_SECRETS = re.compile(
     r"(?i)\b(signature|credential|x-amz-[a-z0-9-]+|awsaccesskeyid|aws_secret_access_key|aws_session_token)"
     r"\s*[=:]\s*[^\s,;&'\"]+"
@@ -274,7 +276,8 @@ def _cure(kind: type[AwsError], code: str, service: str, operation: str) -> str:
 
 def _permission(code: str, service: str, operation: str, thing: str) -> str:
     if code.upper().startswith("KMS"):
-        return f"the role needs kms:Decrypt on the key of the {thing}"
+        actions = "kms:GenerateDataKey and kms:Decrypt" if operation in _ENCRYPTS else "kms:Decrypt"
+        return f"the role needs {actions} on the key of the {thing}"
     action = _IAM_ACTIONS.get(operation, operation)
     return f"the role needs {_IAM_PREFIX.get(service, service)}:{action} on the {thing}"
 

@@ -372,7 +372,7 @@ def _what_next(fact: Invoked, records: str) -> str:
         return f"{records} are tried again or given up, as the mapping's policy says"
     if not fact.records:
         return "what it was sent as a destination is sent again"
-    return f"{records} come back after the queue's visibility timeout"
+    return f"{records} come back after the queue's visibility timeout, unless that was their last try"
 
 
 def _circuit(fact: CircuitChanged) -> str:

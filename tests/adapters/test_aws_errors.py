@@ -196,3 +196,15 @@ def test_what_is_said_is_one_short_line(text: str) -> None:
     said = plain(text)
     assert len(said) <= 300
     assert len(said.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("operation", "actions"),
+    [
+        ("SendMessage", "kms:GenerateDataKey and kms:Decrypt"),
+        ("ReceiveMessage", "kms:Decrypt"),
+    ],
+)
+def test_who_writes_to_an_encrypted_queue_needs_more_than_who_reads(operation: str, actions: str) -> None:
+    error = from_reply(400, "KMS.AccessDeniedException", "no", service="sqs", operation=operation)
+    assert str(error).endswith(f"the role needs {actions} on the key of the queue")

@@ -10,17 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from anyio import to_thread
 
+from poller.app import destinations, functions
 from poller.aws import session as aws_session
 from poller.aws.session import AwsSession
-from poller.config import Aws
+from poller.config import Aws, parse
 from poller.core.failure import mapping_id
 from poller.destinations.eventbridge import EventBridgeDestination
 from poller.destinations.function import LambdaDestination, OwnFunctionDestination
 from poller.destinations.s3 import S3Destination, key
 from poller.destinations.sns import SnsDestination
+from poller.engine.invoker import World
+from poller.engine.slots import Places
 from poller.errors import (
     AccessDenied,
     AwsError,
@@ -32,7 +36,7 @@ from poller.errors import (
     ServiceFault,
     Throttled,
 )
-from poller.model import NotInvoked
+from poller.model import Invoked, NotInvoked
 from tests.conformance.places import Bucket, Bus, emulated
 from tests.e2e.harness import until
 from tests.engine.fakes import Recorder, delivery_of
@@ -323,3 +327,70 @@ async def test_an_event_of_a_function_may_have_6_mb() -> None:
 
     with pytest.raises(DocumentTooLarge):
         await OwnFunctionDestination("undo", invoke).send(failure(requestPayload="x" * 6 * 2**20))
+
+
+# --- from names to destinations -----------------------------------------------------------------------------------------
+
+UNDO = """
+[functions.undo]
+handler = "operator:is_"
+[functions.far]
+runtime = "lambda"
+function_arn = "arn:aws:lambda:us-east-1:123456789012:function:far-away:live"
+[functions.orders]
+handler = "handlers.echo:handler"
+[[mappings]]
+name = "clicks"
+event_source_arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks"
+function_name = "orders"
+starting_position = "LATEST"
+destination_config.on_success.destination = "{destination}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("arn:aws:sqs:eu-west-1:123456789012:done.fifo", "<SqsDestination done.fifo>"),
+        (
+            "arn:aws:sns:eu-west-1:123456789012:done",
+            "<SnsDestination arn:aws:sns:eu-west-1:123456789012:done>",
+        ),
+        ("arn:aws:s3:::done", "<S3Destination done>"),
+        (BUS, f"<EventBridgeDestination {BUS}>"),
+        ("undo", "<OwnFunctionDestination undo>"),
+        ("arn:aws:lambda:eu-west-1:123456789012:function:undo", "<OwnFunctionDestination undo>"),
+        (FUNCTION, f"<LambdaDestination {FUNCTION}>"),
+        ("far", "<LambdaDestination arn:aws:lambda:us-east-1:123456789012:function:far-away>"),
+    ],
+)
+async def test_what_a_mapping_names_is_what_it_sends_to(session: AwsSession, named: str, found: str) -> None:
+    config = parse(UNDO.format(destination=named), where="f", environ={}, now=0)
+    (mapping,) = config.mappings
+    loaded = functions.load(config, Places(10), {}, {}, lambda: session)
+    world = World(wall=lambda: AT, chance=lambda: 0.5, request_id=lambda: "r-1")
+    both = destinations.ends(mapping, destinations.Outside(loaded, session, Recorder(), world))
+    assert (repr(both.on_success), both.on_failure) == (found, None)
+    own = [one.name for one in destinations.functions_of(mapping, loaded)]
+    assert own == [name for name in ("undo", "far") if name in (named, named.rpartition(":")[2])]
+
+
+async def test_a_function_of_the_daemon_runs_within_its_own_limits(session: AwsSession) -> None:
+    config = parse(UNDO.format(destination="undo"), where="f", environ={}, now=0)
+    places, observer = Places(10), Recorder()
+    loaded = functions.load(config, places, {}, {}, lambda: session)
+    world = World(wall=lambda: AT, chance=lambda: 0.5, request_id=lambda: "r-1")
+    (mapping,) = config.mappings
+    undo = destinations.ends(mapping, destinations.Outside(loaded, session, observer, world)).on_success
+    assert undo is not None
+    slots = loaded["undo"].slots
+    for _ in range(10):
+        await slots.acquire()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(undo.send, failure())
+        await anyio.wait_all_tasks_blocked()
+        assert (slots.waiting, observer.of(Invoked)) == (1, [])
+        slots.release()
+    (fact,) = observer.of(Invoked)
+    assert (fact.mapping, fact.function, fact.records, fact.request_id) == ("clicks", "undo", 0, "r-1")
+    assert slots.taken == 9

@@ -54,7 +54,8 @@ def test_a_failed_invocation_says_what_failed_and_what_happens_next() -> None:
     line = out.line()
     assert line["level"] == "warning"
     assert line["message"] == (
-        "f failed: ValueError: no such order; its 10 records come back after the queue's visibility timeout"
+        "f failed: ValueError: no such order; its 10 records come back after the queue's visibility timeout,"
+        " unless that was their last try"
     )
     assert (line["mapping"], line["function"], line["request_id"]) == ("orders", "f", "id-1")
     assert (line["error_type"], line["records"]) == ("ValueError", 10)
