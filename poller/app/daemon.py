@@ -21,37 +21,32 @@ from anyio import to_thread
 
 from poller import __version__
 from poller.app import deploy, functions, seeking
+from poller.app.inquiry import Inquiry, Present
 from poller.app.mappings import Surroundings, specs
-from poller.app.replay_sources import Setting, count, estimate, open_replay
 from poller.app.replaying import Replays
 from poller.app.signals import Signals
 from poller.app.streams import State, Streams
 from poller.aws.session import AwsSession
 from poller.config import not_yet
-from poller.core import replay_wish
 from poller.engine.invoker import World
 from poller.engine.slots import Places
 from poller.engine.status import Board, DaemonStatus, FunctionStatus
 from poller.engine.supervisor import PUT_DOWN_WITHIN, Supervisor, give_back_reserve
-from poller.errors import ConfigError, ReplayRefused
+from poller.errors import ConfigError
 from poller.runtimes.code import Store
 from poller.telemetry.logs import LogObserver
 from poller.telemetry.metrics import Metrics
 from poller.telemetry.observers import Fanout
 from poller.telemetry.systemd import Systemd
-from poller.web.replays import ReplaySurface
 from poller.web.server import Surface, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
 
     from anyio.abc import TaskGroup
 
     from poller.app.functions import Loaded
-    from poller.app.replay_sources import Opened, Progress
     from poller.config import Config, Mapping
-    from poller.core.replay_wish import ReplayWish
 
 _log = logging.getLogger("poller")
 
@@ -83,7 +78,8 @@ class Daemon:
         self._supervisor = Supervisor(
             self._observer, self._board, self._world, self._config.daemon.shutdown_timeout
         )
-        self._replays = Replays(self._open_replay, self._state.jobs, time.time)
+        self._inquiry = Inquiry(self._present)
+        self._replays = Replays(self._inquiry.open, self._state.jobs, time.time)
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -136,13 +132,8 @@ class Daemon:
             pause=self._pause,
             resume=self._resume,
             seek=self._seek,
-            replays=ReplaySurface(
-                start=self._start_replay,
-                listed=self._replays.shown,
-                one=self._replays.one,
-                stop=self._replays.stop_one,
-                resume=self._replays.resume,
-            ),
+            replays=self._inquiry.replays(self._replays),
+            failures=self._inquiry.failures(),
         )
         port = await tasks.start(serve, daemon.host, daemon.port, surface)
         host = f"[{daemon.host}]" if ":" in daemon.host else daemon.host
@@ -314,33 +305,14 @@ class Daemon:
             _log.info("%s: moved to %s by command, %d shards", name, to, len(moves))
         return seeking.told(moves)
 
-    async def _start_replay(self, body: object, dry_run: bool) -> object:
-        wish = replay_wish.parse(body)
-        setting, now = self._replayed(wish), time.time()
-        if dry_run:
-            return await estimate(setting, now)
-        return await self._replays.start(wish, await count(setting, now))
-
-    def _replayed(self, wish: ReplayWish) -> Setting:
-        """What a replay works with, as the configuration is now; raises ReplayRefused."""
-        try:
-            mapping = self._mapping(wish.mapping)
-        except KeyError as error:
-            known = ", ".join(one.name for one in self._config.mappings)
-            raise ReplayRefused(f"no mapping is named {wish.mapping!r} (there are: {known})") from error
-        windows = bool(mapping.tumbling_window_in_seconds)
-        replay_wish.check(wish, mapping.source, time.time(), windows=windows, fifo=mapping.fifo)
-        function = self._functions[mapping.function]
-        return Setting(wish, mapping, self._config, function, self._around(self._config, self._session))
-
-    def _open_replay(self, wish: ReplayWish, progress: Progress) -> AbstractAsyncContextManager[Opened]:
-        return open_replay(self._replayed(wish), progress)
-
     def _mapping(self, name: str) -> Mapping:
         for mapping in self._config.mappings:
             if mapping.name == name:
                 return mapping
         raise KeyError(name)
+
+    def _present(self) -> Present:
+        return Present(self._config, self._functions, self._around(self._config, self._session))
 
     def _current_session(self) -> AwsSession:
         return self._session

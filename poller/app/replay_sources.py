@@ -12,17 +12,15 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
-
-import anyio
 
 from poller.app import functions, streams
 from poller.config.arn import parse_arn
 from poller.core.batch import BatchLimits
 from poller.core.filters import compile_filters
 from poller.core.pace import Allowance
-from poller.core.replay import DEFAULT_RETRIES, ReplayEnvelope, Tally, read, sequence_number
+from poller.core.replay import DEFAULT_RETRIES, ReplayEnvelope, Tally, sequence_number
 from poller.core.replay_wish import bucket, places
 from poller.core.retry import StreamPolicy
 from poller.engine import parts
@@ -32,13 +30,13 @@ from poller.engine.replay import Replay, ReplayPlan
 from poller.engine.slots import Places, Slots
 from poller.engine.work import QueueWork
 from poller.errors import ReplayRefused
-from poller.model import Failed, PartlyFailed, StartAt
+from poller.model import Failed, PartlyFailed
 from poller.runtimes.redrive import Redrive
-from poller.sources import failed_objects
-from poller.sources.failed_batches import FailedBatches, Replaying
+from poller.sources._walk import Replaying
+from poller.sources.failed_batches import FailedBatches
 from poller.sources.failed_messages import Attempts, FailedMessages
 from poller.sources.failed_objects import FailedObjects
-from poller.sources.failed_queue import counts, open_failed_queue
+from poller.sources.failed_queue import open_failed_queue
 from poller.sources.sqs import QueueId
 from poller.sources.stream_range import Range, StreamRange
 
@@ -50,7 +48,7 @@ if TYPE_CHECKING:
     from poller.aws.session import Api
     from poller.config import Config, Mapping
     from poller.core.replay_wish import ReplayWish
-    from poller.model import ApiRequest, Checkpoint, Delivery, Invoked, Record, Shard, StaleReceipts
+    from poller.model import ApiRequest, Checkpoint, Delivery, Invoked, Record, StaleReceipts
     from poller.ports import Observer, Source
     from poller.sources._letters import Box
 
@@ -171,10 +169,10 @@ async def open_replay(setting: Setting, progress: Progress) -> AsyncIterator[Ope
     """The replay, ready to run; raises PollerError when what it reads cannot be opened."""
     observer = ReplayObserver(setting.around.observer, moves=setting.wish.to_source)
     if setting.wish.kind == "range":
-        source = await _range(setting, progress, observer)
+        source = await stream_range(setting, progress, observer)
         yield _stream_replay(setting, source, progress.tally, observer, _nothing)
         return
-    async with _box(setting, progress, observer) as (box, noted):
+    async with open_box(setting, progress, observer) as (box, noted):
         if setting.mapping.source == "sqs":
             yield await _queue_replay(setting, box, progress.tally, observer, noted)
         else:
@@ -189,12 +187,13 @@ def _nothing() -> None:
 
 
 @asynccontextmanager
-async def _box(
+async def open_box(
     setting: Setting, progress: Progress, observer: Observer
 ) -> AsyncIterator[tuple[Box, Callable[[], None]]]:
+    """What holds the failed records, and what notes how far it is; raises PollerError."""
     wish, session = setting.wish, setting.around.session
     if wish.kind == "objects":
-        api = _s3(setting)
+        api = s3_calls(setting)
         objects = FailedObjects(bucket(wish.target), api, progress.key, delete=wish.delete)
 
         def note_key() -> None:
@@ -243,7 +242,8 @@ def queue_id(setting: Setting) -> QueueId:
     )
 
 
-def _s3(setting: Setting) -> failed_objects.Api:
+def s3_calls(setting: Setting) -> Api:
+    """The calls of S3 where the mapping is."""
     return setting.around.session.cold("s3", setting.mapping.region)
 
 
@@ -298,7 +298,8 @@ def _replaying(setting: Setting) -> Replaying:
     )
 
 
-async def _range(setting: Setting, progress: Progress, observer: Observer) -> StreamRange:
+async def stream_range(setting: Setting, progress: Progress, observer: Observer) -> StreamRange:
+    """The records of the mapping's stream that the wish names."""
     start, end = places(setting.wish, progress.began)
     progress.shards = progress.shards or {}
     return StreamRange(
@@ -386,92 +387,3 @@ async def _mover(setting: Setting, observer: ReplayObserver) -> Invoker:
     redrive = Redrive(mapping.queue_name, mapping.arn.account, api, fifo=mapping.fifo)
     plan = FunctionPlan("redrive", mapping.event_source_arn, 60.0)
     return Invoker(plan, redrive, Slots(Places(QUEUE_CONCURRENCY), None), observer, around.world)
-
-
-# --- counting -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """What there is to replay."""
-
-    total: int | None
-    """Messages or objects; None for what cannot be counted without reading it."""
-    unit: str
-    says: str
-    """For a reader."""
-
-
-async def count(setting: Setting, began: float) -> Count:
-    """About how much there is, quickly; raises PollerError."""
-    wish = setting.wish
-    if wish.kind == "range":
-        return Count(None, "records", "the records of a range are counted by reading them")
-    if wish.kind == "objects":
-        found = await failed_objects.count(bucket(wish.target), _s3(setting), COUNTED)
-        more = " or more" if found >= COUNTED else ""
-        return Count(found, "objects", f"{found}{more} objects under {wish.target}")
-    queue = queue_id(setting)
-    api = await setting.around.session.api("sqs", queue.region)
-    reply = await api("GetQueueUrl", {"QueueName": queue.name, "QueueOwnerAWSAccountId": queue.account}, 10.0)
-    visible, hidden = await counts(api, reply["QueueUrl"])
-    others = f", {hidden} more are received by somebody" if hidden else ""
-    return Count(visible, "messages", f"about {visible} messages in {queue.name}{others}")
-
-
-async def estimate(setting: Setting, began: float) -> list[str]:
-    """What a replay would do, in lines for a reader: nothing is invoked and nothing is deleted. Raises PollerError."""
-    wish, tally = setting.wish, Tally()
-    observer = ReplayObserver(setting.around.observer, moves=True)
-    if wish.kind == "range":
-        return [await _count_range(setting, Progress(tally, began=began), observer)]
-    lines = [(await count(setting, began)).says]
-    if wish.kind == "dead_letters":
-        where = mapping_queue(setting) if wish.to_source else f"function {setting.function.name}"
-        return [*lines, f"they go to {where}"]
-    async with _box(setting, Progress(tally), observer) as (box, _):
-        letters: list[Any] = []
-        while len(letters) < SAMPLE and (taken := await box.take(SAMPLE - len(letters))):
-            letters.extend(taken)
-        records = readable = 0
-        for letter in letters:
-            try:
-                batch = read(letter.body)
-            except ValueError as error:
-                tally.refuse(str(error))
-                continue
-            readable += 1
-            records += batch.span.records if batch.span else len(batch.records or ())
-    if letters:
-        lines.append(f"the first {len(letters)} of them tell of {records} records")
-    if tally.unreadable:
-        lines.append(f"{tally.unreadable} of these cannot be used: {tally.why_unreadable}")
-    return lines
-
-
-def mapping_queue(setting: Setting) -> str:
-    """The queue that the mapping reads, for a reader."""
-    return f"queue {setting.mapping.queue_name}"
-
-
-async def _count_range(setting: Setting, progress: Progress, observer: Observer) -> str:
-    """Read a range for a while and say how many records it has."""
-    source = await _range(replace(setting, wish=replace(setting.wish, rate=None)), progress, observer)
-    found = 0
-    with anyio.move_on_after(COUNTING) as counting:
-        for shard in await source.shards():
-            found += await _count_shard(source, shard)
-    so_far = f" in the first {COUNTING:.0f} s of reading" if counting.cancelled_caught else ""
-    dropped = f", besides {progress.tally.filtered} that are filtered out" if progress.tally.filtered else ""
-    return f"{found} records{so_far}{dropped}"
-
-
-async def _count_shard(source: StreamRange, shard: Shard) -> int:
-    found = 0
-    async with source.open(shard, StartAt()) as reader:
-        while not reader.ended:
-            records = await reader.receive(streams.RECEIVE_LIMIT, LOOK_WAIT)
-            found += len(records)
-            if records:
-                await source.passed(shard.id, records[-1])
-    return found

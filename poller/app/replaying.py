@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from poller.app.replay_sources import Count, Opened
+    from poller.app.replay_counts import Count
+    from poller.app.replay_sources import Opened
     from poller.core.replay import State
     from poller.core.replay_wish import ReplayWish
     from poller.ports import Jobs

@@ -10,6 +10,7 @@ from poller import __version__
 from poller.cli.check import check_command
 from poller.cli.control import pause_command, resume_command
 from poller.cli.demo import demo_command
+from poller.cli.failures import failures_command
 from poller.cli.filter import filter_command
 from poller.cli.replay import replay_command
 from poller.cli.run import run_command
@@ -51,6 +52,7 @@ for _name, _command in (
     ("resume", resume_command),
     ("seek", seek_command),
     ("replay", replay_command),
+    ("failures", failures_command),
     ("schema", schema_command),
 ):
     app.command(_name)(_command)

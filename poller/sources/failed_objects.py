@@ -7,6 +7,7 @@ A replay that goes on begins behind it. With `delete` an object of which everyth
 from __future__ import annotations
 
 from collections import deque
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -72,7 +73,7 @@ class FailedObjects:
             key = self._keys.popleft()
             self._open.append(key)
         try:
-            body = await self._read(key)
+            body = await read_object((self._bucket, key), self._api)
         except BaseException:
             self._open.remove(key)
             self._keys.appendleft(key)
@@ -91,24 +92,6 @@ class FailedObjects:
             raise BadReply("ListObjectsV2: a reply that makes no sense", operation="ListObjectsV2") from error
         self._keys.extend(keys)
         self._listed_to = keys[-1] if keys else self._listed_to
-
-    async def _read(self, key: str) -> bytes:
-        try:
-            reply = await self._api("GetObject", {"Bucket": self._bucket, "Key": key}, CALL_TIMEOUT)
-        except AwsError as error:
-            if error.code == GONE:
-                return b""  # somebody has removed it since it was listed
-            raise
-        body = bytearray()
-        try:
-            async with reply["Body"] as stream:
-                async for piece in stream.iter_chunks(2**16):
-                    body += piece
-                    if len(body) > LARGEST:
-                        return b""  # no document of ours
-        except foreign() as error:
-            raise translate(error, service="s3", operation="GetObject") from error
-        return bytes(body)
 
     async def done(self, letters: Sequence[Letter]) -> None:
         if self._delete:
@@ -135,3 +118,44 @@ async def count(place: tuple[str, str], api: Api, most: int) -> int:
             break
         wanted["StartAfter"] = keys[-1]["Key"]
     return found
+
+
+async def newest(
+    place: tuple[str, str], api: Api, counted: int, wanted: int
+) -> tuple[int, list[tuple[str, float]]]:
+    """How many objects there are under a prefix, counted up to `counted`, and of these the newest.
+
+    Of each its key, and the Unix time at which it was written. Raises AwsError.
+    """
+    found = 0
+    kept: list[tuple[float, str]] = []
+    asked: dict[str, Any] = {"Bucket": place[0], "Prefix": place[1], "MaxKeys": LISTED}
+    while found < counted:
+        reply = await api("ListObjectsV2", asked, CALL_TIMEOUT)
+        objects = reply.get("Contents") or ()
+        found += len(objects)
+        kept = nlargest(wanted, [*kept, *((one["LastModified"].timestamp(), one["Key"]) for one in objects)])
+        if not (objects and reply.get("IsTruncated")):
+            break
+        asked["StartAfter"] = objects[-1]["Key"]
+    return found, [(key, at) for at, key in kept]
+
+
+async def read_object(place: tuple[str, str], api: Api) -> bytes:
+    """An object; empty for one that is not there or is no document of ours. Raises AwsError."""
+    try:
+        reply = await api("GetObject", {"Bucket": place[0], "Key": place[1]}, CALL_TIMEOUT)
+    except AwsError as error:
+        if error.code == GONE:
+            return b""  # somebody has removed it since it was listed
+        raise
+    body = bytearray()
+    try:
+        async with reply["Body"] as stream:
+            async for piece in stream.iter_chunks(2**16):
+                body += piece
+                if len(body) > LARGEST:
+                    return b""
+    except foreign() as error:
+        raise translate(error, service="s3", operation="GetObject") from error
+    return bytes(body)

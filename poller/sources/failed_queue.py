@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from poller.errors import AwsError
+from poller.errors import BadReply
 from poller.model import Record
 from poller.sources._letters import Letter
 from poller.sources._sqs_batch import API_BATCH, CALL_TIMEOUT
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from poller.ports import Observer
     from poller.sources.sqs import Api, QueueId, SqsReader
 
+COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
 #: Seconds for which a message that is kept is hidden.
 HIDDEN = 900.0
 #: Messages that are kept at most: with so many failures a replay does no good, and SQS hides no more than 120,000.
@@ -124,12 +125,20 @@ async def open_failed_queue(
 
 async def counts(api: Api, url: str) -> tuple[int, int]:
     """Messages that can be received, and messages that are received and not settled; about. Raises AwsError."""
-    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-    reply = await api("GetQueueAttributes", {"QueueUrl": url, "AttributeNames": names}, CALL_TIMEOUT)
+    reply = await api("GetQueueAttributes", {"QueueUrl": url, "AttributeNames": list(COUNTS)}, CALL_TIMEOUT)
     try:
-        visible, hidden = (int(reply["Attributes"][name]) for name in names)
+        visible, hidden = (int(reply["Attributes"][name]) for name in COUNTS)
     except (KeyError, TypeError, ValueError) as error:
-        raise AwsError(
+        raise BadReply(
             "GetQueueAttributes: a reply without counts", operation="GetQueueAttributes"
         ) from error
     return visible, hidden
+
+
+async def attributes(api: Api, name: str, account: str) -> dict[str, str]:
+    """All attributes of a queue. Raises AwsError."""
+    found = await api("GetQueueUrl", {"QueueName": name, "QueueOwnerAWSAccountId": account}, CALL_TIMEOUT)
+    wanted = {"QueueUrl": found.get("QueueUrl", ""), "AttributeNames": ["All"]}
+    reply = await api("GetQueueAttributes", wanted, CALL_TIMEOUT)
+    known: dict[str, str] = reply.get("Attributes") or {}
+    return known

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from poller.core.seek import Target
     from poller.model import Checkpoint, Record, Shard
     from poller.ports import Reader, Source
-    from poller.sources.failed_batches import Replaying
+    from poller.sources._walk import Replaying
 
 #: Records that one look brings, and seconds that it waits.
 LOOK = 500

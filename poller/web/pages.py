@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import anyio
 import orjson
 from aiohttp import hdrs, web
+
+from poller.errors import PollerError, ReplayRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 #: A browser cannot send this header to another site without asking first, and we do not answer the question.
 GUARD_HEADER = "X-Poller"
@@ -39,3 +47,18 @@ def json_page(value: object, status: int = 200, *, pretty: bool = False) -> web.
         content_type="application/json",
         headers={hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"},
     )
+
+
+async def answered(command: Callable[[], Awaitable[object]]) -> web.Response:
+    """What `command` answers, or why it does not: KeyError is an id that is not there, ReplayRefused what makes no sense."""
+    try:
+        with anyio.fail_after(COMMAND_TIMEOUT):
+            return json_page({"answer": await command()})
+    except KeyError as error:
+        return error_page(404, f"there is no {error.args[0]!r}")
+    except ReplayRefused as error:
+        return error_page(400, str(error))
+    except PollerError as error:
+        return error_page(409, str(error))
+    except TimeoutError:
+        return error_page(504, f"not done within {COMMAND_TIMEOUT:.0f} s")

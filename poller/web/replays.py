@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import anyio
 import orjson
 from aiohttp import web
 
-from poller.errors import PollerError, ReplayRefused
-from poller.web.pages import COMMAND_TIMEOUT, error_page, guarded, json_page
+from poller.errors import ReplayRefused
+from poller.web.pages import answered, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,10 +48,10 @@ class ReplayPages:
         ]
 
     async def listed(self, _: web.Request) -> web.Response:
-        return await _answer(self._surface.listed)
+        return await answered(self._surface.listed)
 
     async def one(self, request: web.Request) -> web.Response:
-        return await _answer(lambda: self._surface.one(request.match_info["id"]))
+        return await answered(lambda: self._surface.one(request.match_info["id"]))
 
     async def start(self, request: web.Request) -> web.Response:
         if refusal := guarded(request):
@@ -67,24 +66,10 @@ class ReplayPages:
             dry_run = isinstance(wish, dict) and wish.pop("dry_run", False) is True
             return await self._surface.start(wish, dry_run)
 
-        return await _answer(begin)
+        return await answered(begin)
 
     async def stop(self, request: web.Request) -> web.Response:
-        return guarded(request) or await _answer(lambda: self._surface.stop(request.match_info["id"]))
+        return guarded(request) or await answered(lambda: self._surface.stop(request.match_info["id"]))
 
     async def resume(self, request: web.Request) -> web.Response:
-        return guarded(request) or await _answer(lambda: self._surface.resume(request.match_info["id"]))
-
-
-async def _answer(command: Callable[[], Awaitable[object]]) -> web.Response:
-    try:
-        with anyio.fail_after(COMMAND_TIMEOUT):
-            return json_page({"answer": await command()})
-    except KeyError as error:
-        return error_page(404, f"no replay has the id {error.args[0]!r}")
-    except ReplayRefused as error:
-        return error_page(400, str(error))
-    except PollerError as error:
-        return error_page(409, str(error))
-    except TimeoutError:
-        return error_page(504, f"not done within {COMMAND_TIMEOUT:.0f} s; see /replays")
+        return guarded(request) or await answered(lambda: self._surface.resume(request.match_info["id"]))

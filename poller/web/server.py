@@ -13,6 +13,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from poller.errors import PollerError, SeekRefused
+from poller.web.failures import failure_routes
 from poller.web.pages import COMMAND_TIMEOUT, error_page, guarded, json_page, text_page
 from poller.web.replays import ReplayPages
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
+    from poller.web.failures import FailureSurface
     from poller.web.replays import ReplaySurface
 
 #: Bytes of what a command may send: the patterns of a replay are the most of it.
@@ -42,6 +44,7 @@ GET  /replays                  replays that run or have ended; /replays/{id} is 
 POST /replays                  begin one: {"mapping": "orders", "kind": "queue", "target": "arn:...", "dry_run": true}
 POST /replays/{id}/stop        end one; what it has at work is done first
 POST /replays/{id}/resume      go on with one where it was
+GET  /failures                 what waits because it failed (?mapping=NAME), or one of it (?id=ID)
 """
 
 
@@ -65,6 +68,7 @@ class Surface:
     """Name, where to, shard or None for all, whether only to say what would be; answers as JSON has it. Raises as the others,
     and SeekRefused for what cannot be asked of this mapping."""
     replays: ReplaySurface
+    failures: FailureSurface
 
 
 async def serve(
@@ -115,6 +119,7 @@ def _application(host: str, surface: Surface) -> web.Application:
             web.post("/mappings/{name}/resume", pages.resume),
             web.post("/mappings/{name}/seek", pages.seek),
             *ReplayPages(surface.replays).routes(),
+            *failure_routes(surface.failures),
         ]
     )
     return app

@@ -12,7 +12,8 @@ from poller.core.replay import ReplayEnvelope, Tally
 from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
 from poller.model import StartAt
 from poller.sources._letters import Letter
-from poller.sources.failed_batches import FailedBatches, Replaying
+from poller.sources._walk import Replaying
+from poller.sources.failed_batches import FailedBatches
 from tests.adapters.stream_reading import REGION, ROLE, Rig, data
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from poller.core.lanes import lane_of
 from poller.core.replay import Tally
 from poller.errors import RequestRefused, Throttled
 from poller.model import StartAt
-from poller.sources import failed_batches
+from poller.sources import _walk, failed_batches
 from tests.adapters.replay_reading import Box, Reading, document
 from tests.adapters.stream_reading import KINDS, Rig, data
 from tests.engine.fakes import in_virtual_time, virtual
@@ -164,8 +164,8 @@ async def test_reading_goes_on_behind_the_last_record_after_a_failure():
 
 @virtual
 async def test_a_long_way_between_two_batches_is_skipped(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(failed_batches, "SKIP", 20)
-    monkeypatch.setattr(failed_batches, "LOOK", 10)
+    monkeypatch.setattr(_walk, "SKIP", 20)
+    monkeypatch.setattr(_walk, "LOOK", 10)
     rig = Rig.of("kinesis")
     numbers = rig.fake.put(*[f"{number}" for number in range(3000)])
     failed = reading(rig, numbers[0:2], numbers[2900:2902])

@@ -13,7 +13,7 @@ from poller.core.seek import Target
 from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
 from poller.errors import ReplayRefused, RequestRefused, ShardGone, Throttled
 from poller.model import Checkpoint, Shard, StartAt
-from poller.sources.failed_batches import Replaying
+from poller.sources._walk import Replaying
 from poller.sources.stream_range import Range, StreamRange
 from tests.adapters.aggregates import packed
 from tests.adapters.stream_reading import KINDS, REGION, ROLE, Rig, data

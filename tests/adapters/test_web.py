@@ -13,7 +13,8 @@ from aiohttp import ClientSession, ClientTimeout
 
 from poller.errors import PollerError, ReplayRefused, SeekRefused
 from poller.model import MappingState
-from poller.web import replays, server
+from poller.web import pages, server
+from poller.web.failures import FailureSurface
 from poller.web.replays import ReplaySurface
 from poller.web.server import Surface, serve
 
@@ -46,6 +47,7 @@ class Daemon:
                 stop=partial(self._replay, "stop"),
                 resume=partial(self._replay, "resume"),
             ),
+            failures=FailureSurface(look=self._look, show=partial(self._replay, "show")),
         )
         self.sought: list[tuple[str, str | None, bool]] = []
 
@@ -57,6 +59,10 @@ class Daemon:
     async def _start(self, wish: object, dry_run: bool) -> object:
         await self._command("dry run" if dry_run else "replay", str(wish))
         return {"id": "r-1"}
+
+    async def _look(self, mapping: str | None) -> object:
+        await self._command("look", str(mapping))
+        return [{"mapping": mapping}]
 
     async def _listed(self) -> object:
         return [{"id": "r-1"}]
@@ -110,7 +116,17 @@ async def test_the_status_is_json_on_one_line_or_pretty() -> None:
 async def test_the_index_names_every_path() -> None:
     async with running(Daemon().surface) as client, client.get("/") as reply:
         text = await reply.text()
-    for path in ("/metrics", "/healthz", "/readyz", "/status", "/pause", "/resume", "/seek", "/replays"):
+    for path in (
+        "/metrics",
+        "/healthz",
+        "/readyz",
+        "/status",
+        "/pause",
+        "/resume",
+        "/seek",
+        "/replays",
+        "/failures",
+    ):
         assert path in text
 
 
@@ -366,10 +382,10 @@ async def test_what_is_no_json_begins_no_replay() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyError("r-2"), 404, "no replay has the id 'r-2'"),
+        (KeyError("r-2"), 404, "there is no 'r-2'"),
         (PollerError("it runs"), 409, "it runs"),
         (ReplayRefused("no such thing"), 400, "no such thing"),
-        (TimeoutError(), 504, "not done within 30 s; see /replays"),
+        (TimeoutError(), 504, "not done within 30 s"),
     ],
 )
 async def test_a_replay_that_cannot_be_says_why(error: Exception, status: int, message: str) -> None:
@@ -380,8 +396,36 @@ async def test_a_replay_that_cannot_be_says_why(error: Exception, status: int, m
 
 
 async def test_a_look_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replays, "COMMAND_TIMEOUT", 0.01)
+    monkeypatch.setattr(pages, "COMMAND_TIMEOUT", 0.01)
     surface = Daemon().surface
     surface = replace(surface, replays=replace(surface.replays, listed=anyio.sleep_forever))
     async with running(surface) as client, client.get("/replays") as reply:
         assert reply.status == 504
+
+
+# --- failures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "call"),
+    [
+        ("", ("look", "None")),
+        ("?mapping=orders", ("look", "orders")),
+        ("?id=objects:orders:a%2Fb", ("show", "objects:orders:a/b")),
+    ],
+)
+async def test_failures_are_listed_of_all_or_of_one_mapping_or_shown(
+    query: str, call: tuple[str, str]
+) -> None:
+    daemon = Daemon()
+    async with running(daemon.surface) as client, client.get(f"/failures{query}") as reply:
+        assert reply.status == 200
+        assert "answer" in await reply.json()
+    assert daemon.calls == [call]
+
+
+async def test_a_failure_that_is_not_there_says_so() -> None:
+    daemon = Daemon()
+    daemon.error = KeyError("queue:orders:m-1")
+    async with running(daemon.surface) as client, client.get("/failures?id=queue:orders:m-1") as reply:
+        assert (reply.status, await reply.json()) == (404, {"error": "there is no 'queue:orders:m-1'"})

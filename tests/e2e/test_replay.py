@@ -306,3 +306,72 @@ def test_records_of_a_stream_are_run_again_by_time_by_number_and_by_key(scene: S
         replayed(daemon, "work", "--from", str(time.time() - 3600), "--to", str(time.time()))
         assert handled()[130:] == texts
         until(lambda: daemon.status()["work"]["shards"][0]["sequence_number"] == numbers[-1], "it stays")
+
+
+# --- seeing failures ----------------------------------------------------------------------------------------------------
+
+
+def failures(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "poller", "failures", *words],
+        cwd=daemon.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}", "COLUMNS": "250"},
+    )
+
+
+def test_what_waits_in_a_queue_is_shown_grouped_and_one_in_full_and_stays_there(scene: Scene) -> None:
+    with running(scene.daemon) as daemon:
+        assert failures(daemon).stdout == "nothing waits\n"
+        scene.poisoned(2 * BATCH)
+        messages = scene.failed.counts()[0]
+        shown = failures(daemon, "work")
+        assert f"work: on-failure queue {scene.failed.arn}: {messages}" in shown.stdout
+        assert "RetryAttemptsExhausted (Unhandled)" in shown.stdout
+        until(lambda: scene.failed.counts() == (messages, 0), "they can be received again")
+
+        (place,) = json.loads(failures(daemon, "--json").stdout)
+        (group,) = place["groups"]
+        assert (group["count"], group["records"]) == (messages, 2 * BATCH)
+        one = json.loads(failures(daemon, "show", group["newest_id"]).stdout)
+        assert one["body"]["KinesisBatchInfo"]["streamArn"] == scene.stream.arn
+        gone = failures(daemon, "show", "queue:work:nobody")
+        assert (gone.returncode, gone.stderr) == (1, "poller failures: there is no 'queue:work:nobody'\n")
+        wrong = failures(daemon, "nobody")
+        assert (wrong.returncode, wrong.stderr) == (
+            2,
+            "poller failures: no mapping is named 'nobody' (there are: work)\n",
+        )
+
+
+def test_what_waits_in_a_bucket_and_in_a_dead_letter_queue_is_shown(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    s3 = client("s3", emulator.endpoint_url)
+    bucket = f"failed-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
+    scene = Scene(emulator, tmp_path, f"arn:aws:s3:::{bucket}")
+    queues = Queues(emulator.endpoint_url)
+    dead = queues.create()
+    policy = json.dumps({"deadLetterTargetArn": dead.arn, "maxReceiveCount": 5})
+    source = queues.create(RedrivePolicy=policy)
+    more = DEAD.format(arn=source.arn).replace('[daemon]\nstate = "sqlite:poller.db"\n', "")
+    scene.daemon.file.write_text(scene.daemon.file.read_text() + more)
+    with running(scene.daemon) as daemon:
+        scene.poisoned(BATCH)
+        dead.send(["a", "b", "c"])
+        places = {one["where"]: one for one in json.loads(failures(daemon, "--json").stdout)}
+        objects = places["objects"]
+        assert sum(one["records"] for one in objects["groups"]) == BATCH
+        assert objects["total"] == objects["looked_at"] == s3.list_objects_v2(Bucket=bucket)["KeyCount"]
+        one = json.loads(failures(daemon, "show", objects["groups"][0]["newest_id"]).stdout)
+        assert one["body"]["payload"]["Records"][0]["eventSource"] == "aws:kinesis"
+
+        (letters,) = places["dead_letters"]["groups"]
+        assert (places["dead_letters"]["name"], letters["count"]) == (dead.arn, 3)
+        one = json.loads(failures(daemon, "show", letters["newest_id"]).stdout)
+        assert one["body"] in ("a", "b", "c")
+        until(lambda: dead.counts() == (3, 0), "they can be received again")
