@@ -197,7 +197,9 @@ async def _look_into_bucket(
         body = await read_object((bucket, key), api)
         shard = key.removeprefix(prefix).partition("/")[0] if mapping.source != "sqs" else ""
         failures.append(of_document(make_id("objects", mapping.name, key), body, at, shard))
-    place.looked_at, place.groups = len(failures), group(failures)
+    place.looked_at = len(failures)
+    # Objects about what succeeded may lie beside them.
+    place.groups = group(one for one in failures if one.what != "Success")
 
 
 # --- the spool ----------------------------------------------------------------------------------------------------------

@@ -268,6 +268,11 @@ def _batch_size(setting: Setting) -> int:
     return setting.wish.batch_size or setting.mapping.batch_size
 
 
+def _retries(mapping: Mapping) -> int:
+    retries = mapping.maximum_retry_attempts
+    return DEFAULT_RETRIES if retries < 0 else retries
+
+
 def _half(setting: Setting) -> int:
     return max(1, setting.function.slots.total // 2)
 
@@ -321,9 +326,8 @@ def _stream_replay(
 ) -> Opened:
     mapping, invoker = setting.mapping, _invoker(setting, observer)
     envelope = ReplayEnvelope(streams.envelope(mapping, setting.config))
-    retries = mapping.maximum_retry_attempts
     policy = StreamPolicy(
-        maximum_retry_attempts=DEFAULT_RETRIES if retries < 0 else retries,
+        maximum_retry_attempts=_retries(mapping),
         bisect_batch_on_function_error=mapping.bisect_batch_on_function_error,
     )
     again = FailedAgain(source.failed, tally)
@@ -354,7 +358,7 @@ async def _queue_replay(
         box,
         mapping.event_source_arn,
         _passes(setting) if not wish.to_source else _with_wish_only(setting),
-        Attempts(1 + DEFAULT_RETRIES, _last_failure.get, world.chance),
+        Attempts(1 + _retries(mapping), _last_failure.get, world.chance),
         _allowance(setting),
         tally,
         dead_letters=wish.kind == "dead_letters",

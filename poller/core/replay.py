@@ -138,6 +138,14 @@ def _span(info: dict[str, Any]) -> Span | None:
         return None
 
 
+def check_failed(batch: FailedBatch, mapped: str) -> None:
+    """Raise ValueError, in a few words, when a document tells of no failure of the source that is `mapped`."""
+    if batch.condition == "Success":
+        raise ValueError("it tells of a success")
+    if not same_source(batch.source_arn, mapped):
+        raise ValueError(f"it is about {batch.source_arn or 'another source'}")
+
+
 def same_source(arn: str, mapped: str) -> bool:
     """Whether a document that names `arn` tells of the source of a mapping, read by whichever consumer."""
     return arn.partition("/consumer/")[0] == mapped.partition("/consumer/")[0]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from poller.core.replay import read, same_source
+from poller.core.replay import check_failed, read
 from poller.errors import AwsError
 from poller.model import Shard
 from poller.sources._replayed import Replayed
@@ -117,8 +117,7 @@ class FailedBatches:
 
     def _read(self, letter: Letter) -> FailedBatch:
         batch = read(letter.body)
-        if not same_source(batch.source_arn, self._replaying.source_arn):
-            raise ValueError(f"it is about {batch.source_arn or 'another source'}")
+        check_failed(batch, self._replaying.source_arn)
         if batch.span is None and not batch.records:
             raise ValueError("it names no records")
         return batch

@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 import orjson
 
-from poller.core.replay import read, same_source
+from poller.core.replay import check_failed, read
 from poller.core.retry import backoff
 from poller.model import Record
 
@@ -195,8 +195,7 @@ class FailedMessages:
         batch = read(letter.body)
         if not batch.records:
             raise ValueError("it holds no records")
-        if not same_source(batch.source_arn, self._source_arn):
-            raise ValueError(f"it is about {batch.source_arn or 'another source'}")
+        check_failed(batch, self._source_arn)
         return batch.records
 
     # --- settling -------------------------------------------------------------------------------------------------------

@@ -132,7 +132,12 @@ async def test_what_filters_drop_is_done_with():
 
 @pytest.mark.parametrize(
     "body",
-    [b"what?", json.dumps(invocation("a", arn="arn:of:another")).encode(), json.dumps(invocation()).encode()],
+    [
+        json.dumps(invocation("a") | {"requestContext": {"condition": "Success"}}).encode(),
+        b"what?",
+        json.dumps(invocation("a", arn="arn:of:another")).encode(),
+        json.dumps(invocation()).encode(),
+    ],
 )
 @virtual
 async def test_what_is_no_invocation_of_this_queue_is_kept(body: bytes):

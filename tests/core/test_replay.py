@@ -14,10 +14,12 @@ from poller.core.replay import (
     ERROR_KINDS,
     NAMED_FAILURES,
     OTHER_ERRORS,
+    FailedBatch,
     Pick,
     ReplayEnvelope,
     Span,
     Tally,
+    check_failed,
     read,
     same_source,
     sequence_number,
@@ -143,6 +145,24 @@ def test_a_span_that_ends_before_it_begins_is_refused():
     info = stream_document()["KinesisBatchInfo"] | {"startSequenceNumber": "41"}
     with pytest.raises(ValueError, match="its last record comes before its first"):
         read(json.dumps(stream_document(KinesisBatchInfo=info)))
+
+
+@pytest.mark.parametrize(
+    ("condition", "arn", "why"),
+    [
+        ("RetryAttemptsExhausted", STREAM, None),
+        ("Success", STREAM, "it tells of a success"),
+        ("RetriesExhausted", QUEUE, f"it is about {QUEUE}"),
+        ("RetriesExhausted", "", "it is about another source"),
+    ],
+)
+def test_only_failures_of_the_mappings_own_source_are_replayed(condition: str, arn: str, why: str | None):
+    batch = FailedBatch(condition, arn, None, None)
+    if why is None:
+        check_failed(batch, STREAM)
+    else:
+        with pytest.raises(ValueError, match=why):
+            check_failed(batch, STREAM)
 
 
 @pytest.mark.parametrize(

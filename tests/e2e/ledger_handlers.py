@@ -81,3 +81,10 @@ def segfaults_each_third(event: dict[str, Any], context: Any) -> None:
     if _runs % 3 == 0:
         os.kill(os.getpid(), signal.SIGSEGV)
     write([message["body"] for message in event["Records"]])
+
+
+def repairable(event: dict[str, Any], context: Any) -> None:
+    """Fail whatever comes until REPAIRED exists; then note every message."""
+    if not os.path.exists(os.environ["REPAIRED"]):
+        raise ValueError("not repaired yet")
+    write([message["body"] for message in event["Records"]])

@@ -308,6 +308,51 @@ def test_records_of_a_stream_are_run_again_by_time_by_number_and_by_key(scene: S
         until(lambda: daemon.status()["work"]["shards"][0]["sequence_number"] == numbers[-1], "it stays")
 
 
+QUEUED = """
+[daemon]
+state = "sqlite:poller.db"
+[functions.one]
+handler = "ledger_handlers:repairable"
+timeout = 1
+[[mappings]]
+name = "orders"
+event_source_arn = "{arn}"
+function_name = "one"
+maximum_retry_attempts = 0
+destination_config.on_failure.destination = "{destination}"
+"""
+
+
+@pytest.mark.parametrize("where", ["queue", "bucket"])
+def test_messages_that_were_given_up_are_run_again_from_their_invocation_records(
+    emulator: Emulator, tmp_path: Path, where: str
+) -> None:
+    queues = Queues(emulator.endpoint_url)
+    source, failed = queues.create(VisibilityTimeout="1"), queues.create()
+    bucket = f"failed-{uuid.uuid4().hex[:12]}"
+    s3 = client("s3", emulator.endpoint_url)
+    s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
+    destination, words = {
+        "queue": (failed.arn, ("--from-queue", failed.arn)),
+        "bucket": (f"arn:aws:s3:::{bucket}", ("--from-s3", f"s3://{bucket}/aws/lambda/async/one/")),
+    }[where]
+    repaired = tmp_path / "repaired"
+    config = QUEUED.format(arn=source.arn, destination=destination)
+    daemon = Daemon(tmp_path, emulator.endpoint_url, config, REPAIRED=str(repaired))
+    bodies = [f"{number:03}" for number in range(30)]
+    with running(daemon):
+        source.send(bodies)
+        until(source.empty, "all are given up")
+        (place,) = json.loads(failures(daemon, "--json").stdout)
+        assert [(one["what"], one["message"]) for one in place["groups"]] == [
+            ("ValueError", "not repaired yet")
+        ]
+        repaired.touch()
+        assert f"{30:>9,} succeeded" in replayed(daemon, "orders", *words)
+        assert sorted(daemon.handled()) == bodies
+        assert failed.empty()
+
+
 # --- seeing failures ----------------------------------------------------------------------------------------------------
 
 
