@@ -393,6 +393,19 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Spooled:
+    """What became of a batch went to the spool, as its destination takes nothing; `Delivered` follows when it does."""
+
+    mapping: str
+    shard: str
+    """Empty for a queue."""
+    records: int
+    condition: str
+    error: str
+    """What the destination said last."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryFailed:
     """A destination did not take what became of a batch, which waits for it."""
 
@@ -404,6 +417,8 @@ class DeliveryFailed:
     """Seconds until the next try; None when it is too large for the destination, so that there will be none."""
     succeeded: bool = False
     """True for an on-success destination."""
+    spooled: bool = False
+    """True when it waits in the spool, where nothing else waits for it."""
 
 
 @dataclass(frozen=True, slots=True)

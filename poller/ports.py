@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Reply,
         Settled,
         Shard,
+        Spooled,
         SpoolEntry,
         SpoolKind,
         SpoolLimits,
@@ -240,6 +241,9 @@ class Spooling(Protocol):
 class Destination(Protocol):
     """Takes what became of batches."""
 
+    limit: int | None
+    """Bytes of a document that it takes, as far as that is known; None for no limit."""
+
     async def send(self, delivery: Delivery) -> None:
         """Return when the destination has taken it for good; raises `poller.errors.PollerError` when it has not.
 
@@ -266,6 +270,8 @@ class Observer(Protocol):
     def dropped(self, fact: Dropped) -> None: ...
 
     def delivered(self, fact: Delivered) -> None: ...
+
+    def spooled(self, fact: Spooled) -> None: ...
 
     def delivery_failed(self, fact: DeliveryFailed) -> None: ...
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from poller.app import functions
+from poller.app import functions, spooling
 from poller.config.arn import destination_function, parse_arn
 from poller.config.remote import split_function_arn
 from poller.core.failure import mapping_id
@@ -15,6 +15,7 @@ from poller.destinations.function import LambdaDestination, OwnFunctionDestinati
 from poller.destinations.s3 import S3Destination
 from poller.destinations.sns import SnsDestination
 from poller.destinations.sqs import SqsDestination
+from poller.engine.delivery import Route
 from poller.engine.invoker import Call, FunctionPlan, Invoker
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from poller.aws.session import AwsSession
     from poller.config import Mapping
     from poller.engine.invoker import World
+    from poller.engine.spooler import Spooler
     from poller.model import Outcome
     from poller.ports import Destination, Observer
 
@@ -41,13 +43,18 @@ class Outside:
 class Ends:
     """The destinations of one mapping."""
 
-    on_failure: Destination | None = None
-    on_success: Destination | None = None
+    on_failure: Route | None = None
+    on_success: Route | None = None
 
 
-def ends(mapping: Mapping, outside: Outside) -> Ends:
-    """The destinations that `mapping` names."""
-    return Ends(**{key: _destination(text, mapping, outside) for key, text in mapping.destinations.items()})
+def ends(mapping: Mapping, outside: Outside, spooler: Spooler | None) -> Ends:
+    """The destinations that `mapping` names, and where goes what they do not take."""
+    return Ends(
+        **{
+            key: Route(destination(text, mapping, outside), spooling.overflow(mapping, text, spooler))
+            for key, text in mapping.destinations.items()
+        }
+    )
 
 
 def functions_of(mapping: Mapping, loaded: dict[str, Loaded]) -> tuple[Loaded, ...]:
@@ -56,7 +63,8 @@ def functions_of(mapping: Mapping, loaded: dict[str, Loaded]) -> tuple[Loaded, .
     return tuple(loaded[name] for name in names if name in loaded)
 
 
-def _destination(text: str, mapping: Mapping, outside: Outside) -> Destination:
+def destination(text: str, mapping: Mapping, outside: Outside) -> Destination:
+    """The destination of this name, which `mapping` has or had."""
     name = destination_function(text)
     if name is not None:
         return _function(name, text, mapping, outside)

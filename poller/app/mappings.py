@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from poller.app import destinations, functions, streams
+from poller.app import destinations, functions, spooling, streams
 from poller.core.batch import BatchLimits
 from poller.core.filters import compile_filters
 from poller.engine import parts
@@ -65,6 +65,8 @@ def specs(config: Config, loaded: dict[str, Loaded], around: Surroundings) -> li
 def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: Surroundings) -> MappingSpec:
     function = loaded[mapping.function]
     outside = destinations.Outside(loaded, around.session, around.observer, around.world)
+    named = partial(destinations.destination, mapping=mapping, outside=outside)
+    spooler = spooling.spooler(mapping, config, around.state, named, around.observer, around.world)
 
     @asynccontextmanager
     async def open_mapping() -> AsyncIterator[Runner]:
@@ -75,14 +77,13 @@ def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: S
             around.observer,
             around.world,
         )
+        ends = destinations.ends(mapping, outside, spooler)
         opened: AbstractAsyncContextManager[Runner] = (
-            _open_queue(mapping, function, invoker, destinations.ends(mapping, outside), around)
+            _open_queue(mapping, function, invoker, ends, around)
             if mapping.source == "sqs"
-            else streams.open_stream(
-                mapping, config, invoker, destinations.ends(mapping, outside), around.shared
-            )
+            else streams.open_stream(mapping, config, invoker, ends, around.shared)
         )
-        async with opened as runner:
+        async with spooler.working() if spooler else nullcontext(), opened as runner:
             yield runner
 
     return MappingSpec(
@@ -96,8 +97,10 @@ def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: S
             *(id(one.runtime) for one in destinations.functions_of(mapping, loaded)),
             config.aws.model_dump_json(),
             None if mapping.source == "sqs" else streams.reading(mapping, config),
+            spooler is None,
         ),
         open=open_mapping,
+        spool=spooler.status if spooler else tuple,
     )
 
 

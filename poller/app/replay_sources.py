@@ -143,13 +143,14 @@ class ReplayObserver:
         """Nothing: it is told by the replay itself."""
 
     received = filtered_out = settled = trimmed = dropped = delivered = _not_of_the_mapping
-    delivery_failed = state_changed = circuit_changed = trouble = _not_of_the_mapping
+    spooled = delivery_failed = state_changed = circuit_changed = trouble = _not_of_the_mapping
 
 
 class FailedAgain:
     """Takes batches of a stream that were given up again; see `poller.ports.Destination`."""
 
     def __init__(self, failed: Callable[[str, Sequence[str]], None], tally: Tally) -> None:
+        self.limit: int | None = None
         self._failed = failed
         self._tally = tally
 

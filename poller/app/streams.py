@@ -20,6 +20,7 @@ from poller.core.filters import compile_filters
 from poller.core.retry import StreamPolicy
 from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
 from poller.engine.breaker import guarded
+from poller.engine.delivery import Route
 from poller.engine.invoker import Call
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
@@ -284,5 +285,5 @@ def replayed(
         origin=_origin(mapping, shard_id),
         envelope=envelope,
         policy=policy,
-        destination=destination,
+        destination=Route(destination),
     )

@@ -25,6 +25,7 @@ class EventBridgeDestination:
 
     def __init__(self, arn: str, api: Api) -> None:
         self._arn = arn
+        self.limit: int | None = ENTRY_LIMIT
         self._api = api
 
     def __repr__(self) -> str:

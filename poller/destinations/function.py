@@ -35,6 +35,7 @@ class LambdaDestination:
         self._wanted = {"FunctionName": arn, "InvocationType": "Event"}
         if qualifier is not None:
             self._wanted["Qualifier"] = qualifier
+        self.limit: int | None = EVENT_LIMIT
         self._api = api
 
     def __repr__(self) -> str:
@@ -56,6 +57,7 @@ class OwnFunctionDestination:
     """A function of this daemon, run to its end."""
 
     def __init__(self, name: str, invoke: Invoke) -> None:
+        self.limit: int | None = PAYLOAD_LIMIT
         self._name = name
         self._invoke = invoke
 

@@ -15,6 +15,7 @@ class MemoryDestination:
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
         self.broken: PollerError | None = None
+        self.limit: int | None = None
 
     async def send(self, delivery: Delivery) -> None:
         if self.broken is not None:

@@ -24,6 +24,7 @@ class S3Destination:
     def __init__(self, bucket: str, mapping_id: str, api: Api) -> None:
         self._bucket = bucket
         self._mapping_id = mapping_id
+        self.limit: int | None = None
         self._api = api
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ class SnsDestination:
 
     def __init__(self, arn: str, api: Api) -> None:
         self._arn = arn
+        self.limit: int | None = MESSAGE_LIMIT
         self._api = api
 
     def __repr__(self) -> str:

@@ -28,6 +28,7 @@ class SqsDestination:
     def __init__(self, name: str, account: str, api: Api) -> None:
         self._name = name
         self._account = account
+        self.limit: int | None = MESSAGE_LIMIT
         self._api = api
         self._url = ""
 
@@ -43,7 +44,8 @@ class SqsDestination:
         except RequestRefused as error:
             if (found := _SHORTER.search(str(error))) is None:
                 raise
-            await self._send_shorter(delivery, int(found[1]))
+            self.limit = int(found[1])
+            await self._send_shorter(delivery, self.limit)
 
     async def _send_shorter(self, delivery: Delivery, limit: int) -> None:
         try:

@@ -28,10 +28,10 @@ from poller.model import Delivery, Failed, Returned
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from poller.engine.delivery import Route
     from poller.engine.invoker import Call, Judge
     from poller.engine.parts import Parts
     from poller.model import Outcome, Record, Reply
-    from poller.ports import Destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class QueueEnds:
     source_arn: str
     function_arn: str
     """As mapped."""
-    on_failure: Destination | None = None
-    on_success: Destination | None = None
+    on_failure: Route | None = None
+    on_success: Route | None = None
     maximum_retry_attempts: int = -1
     """With `on_failure`: a message that fails is given up when it was received more often than this; -1 for never."""
 
@@ -125,21 +125,21 @@ class Accounts:
 
     async def finish(self, done: Sequence[Record], witness: Witness | None, outcome: Outcome) -> list[Record]:
         """Delete what succeeded once that is told; returns what was left to the queue because the door closed before."""
-        destination = self._ends.on_success
-        if destination is None or witness is None:
+        route = self._ends.on_success
+        if route is None or witness is None:
             await self._parts.settler.done(done)
             return []
-        return await self._tell(done, SUCCESS, witness, outcome, destination)
+        return await self._tell(done, SUCCESS, witness, outcome, route)
 
     async def give_up(
         self, records: Sequence[Record], witness: Witness | None, outcome: Outcome
     ) -> list[Record]:
         """Delete what failed for the last time once that is told; returns what was left to the queue instead."""
-        destination = self._ends.on_failure
-        if destination is None or witness is None:
+        route = self._ends.on_failure
+        if route is None or witness is None:
             await self._parts.settler.leave(records)
             return [*records]
-        return await self._tell(records, RETRIES_EXHAUSTED, witness, outcome, destination)
+        return await self._tell(records, RETRIES_EXHAUSTED, witness, outcome, route)
 
     async def _tell(
         self,
@@ -147,9 +147,9 @@ class Accounts:
         condition: str,
         witness: Witness,
         outcome: Outcome,
-        destination: Destination,
+        route: Route,
     ) -> list[Record]:
-        outlet = Outlet(destination, self._parts, degrades=True)
+        outlet = Outlet(route, self._parts, degrades=True)
         settler = self._parts.settler
         pending = [records] if records else []
         left: list[Record] = []

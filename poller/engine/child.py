@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from poller.engine.invoker import World
-    from poller.engine.status import Load, ShardStatus, Totals
+    from poller.engine.status import Load, ShardStatus, SpoolStatus, Totals
     from poller.model import CircuitState
     from poller.ports import Observer
 
@@ -100,6 +100,8 @@ class MappingSpec:
     """Equal for two specs exactly when nothing that matters to the running mapping differs."""
     open: Callable[[], AbstractAsyncContextManager[Runner]]
     """Opens the source; raises `poller.errors.PollerError` when that is not possible now."""
+    spool: Callable[[], tuple[SpoolStatus, ...]] = tuple
+    """What is spooled for its destinations now."""
 
 
 class Child:
@@ -323,6 +325,7 @@ class Child:
             totals=totals,
             shards=self._runner.shards() if self._runner else (),
             circuit=self._runner.circuit if self._runner else None,
+            spool=self.spec.spool(),
         )
 
 

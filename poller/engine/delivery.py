@@ -1,44 +1,76 @@
 """Brings what became of batches to a destination, for as long as it takes.
 
-A batch is given up only when its destination has taken it (law 1). While that is down, whoever delivers waits and says so; the
-door's closing ends the wait, with the batch still to be delivered. What is too large for the destination is the one thing that
-waiting cannot help: whoever delivers decides what becomes of it.
+A batch is given up only when its destination has taken it, or the spool has (law 1). While both are out of reach, whoever
+delivers waits and says so; the door's closing ends the wait, with the batch still to be delivered. What is too large for the
+destination is the one thing that waiting cannot help: whoever delivers decides what becomes of it.
+
+With a spool behind it, a destination that has failed so many times in a row is left to the `Spooler`, and the batch counts as
+delivered. While anything is spooled for it, what comes goes behind that and is not tried here, or it would overtake.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
+from poller.core.failure import fitted
 from poller.core.retry import backoff
 from poller.errors import DocumentTooLarge, PollerError
-from poller.model import Delivered, DeliveryFailed
+from poller.model import Delivered, DeliveryFailed, Trouble
 
 if TYPE_CHECKING:
     from poller.engine.parts import Parts
+    from poller.engine.spooler import Spooler
     from poller.model import Delivery
     from poller.ports import Destination
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """Where what a destination does not take goes instead."""
+
+    spooler: Spooler
+    name: str
+    """The destination's."""
+    attempts: int
+    """Tries before that, at least one."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether something waits there before."""
+        return self.spooler.holds(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A destination, and where goes what it does not take."""
+
+    destination: Destination
+    overflow: Overflow | None = None
+    """None where the destination is tried until it does."""
 
 
 class Outlet:
     """The way to one destination, for one worker at a time."""
 
-    def __init__(self, destination: Destination, parts: Parts, *, degrades: bool = False) -> None:
+    def __init__(self, route: Route, parts: Parts, *, degrades: bool = False) -> None:
         """`degrades` shows the mapping as degraded while this waits: for one that has no shards to say so."""
         self.waiting = ""
         """What it waits for, for `/status`; empty when nothing is in its way."""
-        self._destination = destination
+        self._destination = route.destination
+        self._overflow = route.overflow
         self._health = parts.health if degrades else None
         self._door = parts.door
         self._observer = parts.observer
         self._world = parts.world
 
     async def deliver(self, delivery: Delivery) -> bool:
-        """Return True when the destination has taken it, False when the door closed before.
+        """Return True when the destination or the spool has taken it, False when the door closed before.
 
-        Raises DocumentTooLarge, of which nothing is told yet, when it never will take it.
+        Raises DocumentTooLarge, of which nothing is told yet, when the destination never will take it.
         """
         try:
             return await self._deliver(delivery)
@@ -56,33 +88,59 @@ class Outlet:
         )
 
     async def _deliver(self, delivery: Delivery) -> bool:
-        tries = 0
-        while not await self._try(delivery, tries):
+        overflow, tries = self._overflow, 0
+        error: str | None = None
+        while True:
+            obstacle = ""
+            if overflow and (overflow.holds or tries >= overflow.attempts):
+                self._check_size(delivery)
+                if await overflow.spooler.put(overflow.name, delivery, error or ""):
+                    return True
+                obstacle = overflow.spooler.obstacle
+            pause = backoff(tries, self._world.chance())
+            if overflow and obstacle and overflow.holds:
+                await self._wait_for_room(delivery, overflow, pause)
+            elif (error := await self._try(delivery, obstacle, pause)) is None:
+                return True
             if not self._door.is_open:
                 return False
             tries += 1
-        self._observer.delivered(
-            Delivered(
-                delivery.mapping, delivery.shard, delivery.records, delivery.condition, delivery.succeeded
-            )
-        )
-        return True
 
-    async def _try(self, delivery: Delivery, tries: int) -> bool:
-        """Send once; when that fails, the pause that follows."""
+    async def _wait_for_room(self, delivery: Delivery, overflow: Overflow, pause: float) -> None:
+        """Wait behind what is spooled: to try the destination here would be to overtake that."""
+        spooler = overflow.spooler
+        self._wait(delivery, spooler.obstacle, spooler.why(overflow.name))
+        self._observer.trouble(Trouble(delivery.mapping, self.waiting, pause))
+        await self._door.unless_closed(partial(spooler.room, pause))
+
+    async def _try(self, delivery: Delivery, obstacle: str, pause: float) -> str | None:
+        """Send once, None when it was taken; else, after the pause that follows, why it was not."""
         try:
             await self._destination.send(delivery)
         except DocumentTooLarge:
             raise
         except PollerError as error:
-            pause = backoff(tries, self._world.chance())
-            kind = "on-success" if delivery.succeeded else "on-failure"
-            self.waiting = f"waiting for the {kind} destination: {error}"
+            self._wait(delivery, obstacle, str(error))
             self._observer.delivery_failed(
                 DeliveryFailed(delivery.mapping, delivery.shard, str(error), pause, delivery.succeeded)
             )
-            if self._health is not None:
-                self._health.waits(self, self.waiting)
             await self._door.unless_closed(partial(anyio.sleep, pause))
-            return False
-        return True
+            return str(error)
+        self._observer.delivered(
+            Delivered(
+                delivery.mapping, delivery.shard, delivery.records, delivery.condition, delivery.succeeded
+            )
+        )
+        return None
+
+    def _wait(self, delivery: Delivery, obstacle: str, error: str) -> None:
+        """Say what for: `obstacle` is what keeps the spool from taking it."""
+        kind = "on-success" if delivery.succeeded else "on-failure"
+        self.waiting = f"waiting for the {kind} destination{obstacle and f', as {obstacle}'}: {error}"
+        if self._health is not None:
+            self._health.waits(self, self.waiting)
+
+    def _check_size(self, delivery: Delivery) -> None:
+        """Raise DocumentTooLarge for what may not have been tried yet, while something can still be done about it."""
+        if self._destination.limit is not None:
+            fitted(delivery.document, self._destination.limit)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         MappingState,
         Received,
         Settled,
+        Spooled,
         StaleReceipts,
         StateChanged,
         Trimmed,
@@ -85,6 +86,20 @@ class ShardStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class SpoolStatus:
+    """What is spooled for one destination of a mapping now."""
+
+    destination: str
+    """As the mapping named it when it was spooled."""
+    entries: int
+    bytes: int
+    oldest: float
+    """Unix time at which the first of them was spooled."""
+    why: str
+    """What the destination said last; empty while it takes them."""
+
+
+@dataclass(frozen=True, slots=True)
 class MappingStatus:
     """One mapping now."""
 
@@ -105,6 +120,8 @@ class MappingStatus:
     shards: tuple[ShardStatus, ...] = ()
     circuit: CircuitState | None = None
     """Where its circuit breaker stands; None for a mapping that has none, or that is not open."""
+    spool: tuple[SpoolStatus, ...] = ()
+    """The destinations for which something is spooled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +206,9 @@ class Board:
     def delivered(self, fact: Delivered) -> None:
         if not fact.succeeded:
             self.of(fact.mapping).delivered += fact.records
+
+    def spooled(self, fact: Spooled) -> None:
+        pass
 
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         self.of(fact.mapping).last_error = fact.error

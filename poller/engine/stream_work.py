@@ -7,13 +7,13 @@ half of a bisected batch before the second, the rest of a partly failed one afte
                             |                   Retry    a pause, then the same again
                             |                   Bisect   first half next, then the second
                             '-- too old --,     GiveUp --,
-                                          '--------------'--> destination takes it, or it is counted as dropped --> settled
+                                          '--------------'--> destination or spool takes it, or it is dropped --> settled
 
 Records are settled as the objects that were received. What a handler has seen it may have changed, so from the second attempt
-on the events are built anew. A batch is given up only when its on-failure destination has taken it (law 1); while that is down
-the lane waits, and says so; only what is too large for it is dropped. The door's closing ends every pause; what is left then
-is handed back, in its order, unless the door is open again by the time that this runs: whoever opened it has not seen anything
-come back. What succeeded is told to an on-success destination in the same way before it is settled.
+on the events are built anew. A batch is given up only when its on-failure destination, or the spool, has taken it (law 1);
+until then the lane waits, and says so; only what is too large for it is dropped. The door's closing ends every pause; what is
+left then is handed back, in its order, unless the door is open again by the time that this runs: whoever opened it has not seen
+anything come back. What succeeded is told to an on-success destination in the same way before it is settled.
 
 With a tumbling window every batch is cut at its window's end, and each window ends with an invocation of its own, which the
 same policy applies to.
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from poller.core.failure import Origin
     from poller.core.retry import GiveUp, StreamDecision, StreamOutcome, StreamPolicy
     from poller.core.windows import Window
+    from poller.engine.delivery import Route
     from poller.engine.invoker import Call
     from poller.engine.parts import Parts
     from poller.model import Checkpoint, Outcome, Record, Reply
-    from poller.ports import Destination
 
 #: Bytes that the other members of a window's event take at most, its state excluded.
 WINDOW_MEMBERS = 1024
@@ -90,9 +90,9 @@ class Batches:
     policy: StreamPolicy
     window_length: int = 0
     """Seconds; 0 for no windows."""
-    destination: Destination | None = None
+    destination: Route | None = None
     """For what is given up."""
-    on_success: Destination | None = None
+    on_success: Route | None = None
 
 
 class StreamWork:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Invoked,
         Received,
         Settled,
+        Spooled,
         StaleReceipts,
         StateChanged,
         Trimmed,
@@ -265,12 +266,27 @@ class LogObserver:
             extra=_delivery(fact),
         )
 
+    def spooled(self, fact: Spooled) -> None:
+        _log.warning(
+            "%s: %d records are given up and spooled until their destination takes them: %s%s",
+            _place(fact),
+            fact.records,
+            fact.condition,
+            f"; it says: {_redacted(fact.error)}" if fact.error else "",
+            extra=_delivery(fact),
+        )
+
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         error = _redacted(fact.error)
         kind = "on-success" if fact.succeeded else "on-failure"
         if fact.retry_in is None:
-            message = "%s: the %s destination never takes this: %s"
-            _log.error(message, _place(fact), kind, error, extra=_delivery(fact))
+            stays = "; it stays in the spool" if fact.spooled and not fact.succeeded else ""
+            message = "%s: the %s destination never takes this%s: %s"
+            _log.error(message, _place(fact), kind, stays, error, extra=_delivery(fact))
+            return
+        if fact.spooled:
+            message = f"what is spooled waits for its destination: {error}; next try in {fact.retry_in:.1f} s"
+            self._once(("spool", fact.mapping, error), message, {"mapping": fact.mapping})
             return
         self._once(
             (fact.mapping, error),
@@ -359,11 +375,11 @@ def _invocation(fact: Invoked) -> dict[str, object]:
     return {**extra, "shard": fact.shard} if fact.shard else extra
 
 
-def _place(fact: Delivered | DeliveryFailed) -> str:
+def _place(fact: Delivered | Spooled | DeliveryFailed) -> str:
     return fact.shard or fact.mapping
 
 
-def _delivery(fact: Delivered | DeliveryFailed) -> dict[str, object]:
+def _delivery(fact: Delivered | Spooled | DeliveryFailed) -> dict[str, object]:
     return {"mapping": fact.mapping, "shard": fact.shard} if fact.shard else {"mapping": fact.mapping}
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Invoked,
         Received,
         Settled,
+        Spooled,
         StaleReceipts,
         StateChanged,
         Trimmed,
@@ -84,6 +85,15 @@ class ShardSnapshot(Protocol):
     def checkpoint_age(self) -> float: ...
 
 
+class SpoolSnapshot(Protocol):
+    """What the gauges of a spool show."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+
 class MappingSnapshot(Protocol):
     """What the gauges of a mapping show."""
 
@@ -103,6 +113,8 @@ class MappingSnapshot(Protocol):
     def shards(self) -> Sequence[ShardSnapshot]: ...
     @property
     def circuit(self) -> str | None: ...
+    @property
+    def spool(self) -> Sequence[SpoolSnapshot]: ...
 
 
 class FunctionSnapshot(Protocol):
@@ -253,6 +265,9 @@ class Metrics:
         else:
             counters.on_failure_destination_delivered_events.inc(fact.records)
 
+    def spooled(self, fact: Spooled) -> None:
+        """What waits is a gauge and read from the status."""
+
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         self._mapping(fact.mapping).destination_delivery_failures.inc()
 
@@ -323,6 +338,7 @@ class _Gauges(Collector):
         yield _states(mappings)
         yield _circuits(mappings)
         yield from _shards(mappings)
+        yield from _spools(mappings)
 
 
 _MAPPING_GAUGES: dict[str, tuple[str, Callable[[MappingSnapshot], int]]] = {
@@ -387,6 +403,18 @@ def _circuits(mappings: Iterable[MappingSnapshot]) -> GaugeMetricFamily:
             for state in CircuitState:
                 family.add_metric([mapping.name, state.value], float(mapping.circuit == state))
     return family
+
+
+def _spools(mappings: Iterable[MappingSnapshot]) -> Iterator[GaugeMetricFamily]:
+    labels = ["mapping", "kind"]
+    batches = GaugeMetricFamily(
+        "poller_spooled_batches", "What waits in the spool: deliveries of batches.", labels=labels
+    )
+    size = GaugeMetricFamily("poller_spool_bytes", "Bytes of what waits in the spool.", labels=labels)
+    for mapping in mappings:
+        batches.add_metric([mapping.name, "delivery"], sum(one.entries for one in mapping.spool))
+        size.add_metric([mapping.name, "delivery"], sum(one.bytes for one in mapping.spool))
+    yield from (batches, size)
 
 
 def _shards(mappings: Iterable[MappingSnapshot]) -> Iterator[GaugeMetricFamily]:

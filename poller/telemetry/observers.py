@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Invoked,
         Received,
         Settled,
+        Spooled,
         StaleReceipts,
         StateChanged,
         Trimmed,
@@ -45,6 +46,7 @@ class Fanout:
         self._trimmed = tuple(observer.trimmed for observer in observers)
         self._dropped = tuple(observer.dropped for observer in observers)
         self._delivered = tuple(observer.delivered for observer in observers)
+        self._spooled = tuple(observer.spooled for observer in observers)
         self._delivery_failed = tuple(observer.delivery_failed for observer in observers)
         self._state_changed = tuple(observer.state_changed for observer in observers)
         self._circuit_changed = tuple(observer.circuit_changed for observer in observers)
@@ -75,6 +77,9 @@ class Fanout:
 
     def delivered(self, fact: Delivered) -> None:
         self._tell(self._delivered, fact)
+
+    def spooled(self, fact: Spooled) -> None:
+        self._tell(self._spooled, fact)
 
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         self._tell(self._delivery_failed, fact)

@@ -23,6 +23,7 @@ from poller.model import (
     PartlyFailed,
     Received,
     Settled,
+    Spooled,
     StaleReceipts,
     StateChanged,
     Succeeded,
@@ -289,6 +290,32 @@ def test_a_function_that_fails_as_a_destination_is_not_said_to_have_records() ->
     LogObserver().invoked(Invoked("orders", "undo", "r-1", 0, 0, failed, 0.1))
     (line,) = out.lines()
     assert line["message"] == "undo failed: ValueError: no; what it was sent as a destination is sent again"
+
+
+def test_what_is_spooled_is_a_warning_that_says_why() -> None:
+    out = Log()
+    LogObserver().spooled(
+        Spooled("clicks", "shard-1", 4, "RetryAttemptsExhausted", "Authorization: abc denied")
+    )
+    LogObserver().spooled(Spooled("orders", "", 1, "RetriesExhausted", ""))
+    stream, queue = out.lines()
+    assert (stream["level"], stream["mapping"], stream["shard"]) == ("warning", "clicks", "shard-1")
+    assert stream["message"] == (
+        "shard-1: 4 records are given up and spooled until their destination takes them:"
+        " RetryAttemptsExhausted; it says: Authorization: *** denied"
+    )
+    assert queue["message"].endswith("until their destination takes them: RetriesExhausted")
+    assert "shard" not in queue
+
+
+def test_a_destination_for_which_the_spool_waits_is_said_once_a_minute_beside_what_shards_say() -> None:
+    out = Log()
+    observer = LogObserver()
+    for _ in range(2):
+        observer.delivery_failed(DeliveryFailed("clicks", "shard-1", "down", 2.0))
+        observer.delivery_failed(DeliveryFailed("clicks", "", "down", 30.0, spooled=True))
+    _, spooled = out.lines()
+    assert spooled["message"] == "what is spooled waits for its destination: down; next try in 30.0 s"
 
 
 def test_a_destination_that_is_down_is_said_once_a_minute() -> None:

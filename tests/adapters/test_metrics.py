@@ -23,6 +23,7 @@ from poller.model import (
     PartlyFailed,
     Received,
     Settled,
+    Spooled,
     StaleReceipts,
     StateChanged,
     Succeeded,
@@ -43,6 +44,12 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Mapping:
     name: str = "orders"
     state: MappingState = MappingState.RUNNING
@@ -52,6 +59,7 @@ class Mapping:
     receivers: int = 5
     shards: tuple[Shard, ...] = ()
     circuit: CircuitState | None = None
+    spool: tuple[Waiting, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,7 @@ def test_what_becomes_of_a_streams_records_is_counted_by_mapping(metrics: Metric
     metrics.delivered(Delivered("clicks", "shard-1", 4, "RetryAttemptsExhausted"))
     metrics.delivered(Delivered("clicks", "shard-1", 5, "Success", succeeded=True))
     metrics.delivery_failed(DeliveryFailed("clicks", "shard-1", "throttled", 1.0))
+    metrics.spooled(Spooled("clicks", "shard-1", 6, "RetryAttemptsExhausted", "throttled"))
     expected = {
         "committed_events_total": 7,
         "trims_total": 1,
@@ -161,6 +170,18 @@ def test_what_becomes_of_a_streams_records_is_counted_by_mapping(metrics: Metric
         "destination_delivery_failures_total": 1,
     }
     assert {name: value(metrics, name, mapping="clicks") for name in expected} == expected
+
+
+def test_what_waits_in_the_spool_is_shown_by_mapping_and_nothing_is_zero() -> None:
+    spooling = Mapping("clicks", spool=(Waiting(3, 700), Waiting(1, 50)))
+    metrics = Metrics(lambda: Status((spooling, Mapping("orders"))))
+    for name, mapping, number in (
+        ("spooled_batches", "clicks", 4),
+        ("spool_bytes", "clicks", 750),
+        ("spooled_batches", "orders", 0),
+        ("spool_bytes", "orders", 0),
+    ):
+        assert value(metrics, name, mapping=mapping, kind="delivery") == number
 
 
 def test_ages_are_shown_by_shard_and_the_highest_by_mapping() -> None:
@@ -327,6 +348,7 @@ def tell_all(fanout: Fanout) -> list[object]:
         Dropped("m", "shard-1", 1, "RecordAgeExceeded", "1", "1"),
         Delivered("m", "shard-1", 1, "RecordAgeExceeded"),
         DeliveryFailed("m", "shard-1", "e", 1.0),
+        Spooled("m", "shard-1", 1, "RecordAgeExceeded", "e"),
     )
     fanout.received(facts[0])
     fanout.filtered_out(facts[1])
@@ -340,6 +362,7 @@ def tell_all(fanout: Fanout) -> list[object]:
     fanout.dropped(facts[9])
     fanout.delivered(facts[10])
     fanout.delivery_failed(facts[11])
+    fanout.spooled(facts[12])
     return list(facts)
 
 

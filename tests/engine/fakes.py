@@ -21,6 +21,7 @@ from poller.engine import parts
 from poller.engine.accounts import QueueEnds
 from poller.engine.breaker import Breaker, guarded
 from poller.engine.child import MappingSpec, leaf
+from poller.engine.delivery import Route
 from poller.engine.door import Door
 from poller.engine.invoker import Call as FunctionCall
 from poller.engine.invoker import FunctionPlan, Invoker, World
@@ -476,7 +477,7 @@ class Recorder:
     received = filtered_out = invoked = settled = stale_receipts = state_changed = trouble = api_request = (
         _note
     )
-    trimmed = dropped = delivered = delivery_failed = circuit_changed = _note
+    trimmed = dropped = delivered = spooled = delivery_failed = circuit_changed = _note
 
 
 # --- put together -------------------------------------------------------------------------------------------------------
@@ -536,7 +537,8 @@ class Mapping:
         if not (self.on_failure or self.on_success):
             return None
         source = f"arn:aws:sqs:eu-west-1:123456789012:{self.name}"
-        return QueueEnds(source, function_arn, self.on_failure, self.on_success, self.maximum_retry_attempts)
+        on_failure, on_success = (one and Route(one) for one in (self.on_failure, self.on_success))
+        return QueueEnds(source, function_arn, on_failure, on_success, self.maximum_retry_attempts)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:

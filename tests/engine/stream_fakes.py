@@ -5,7 +5,7 @@ Everything is as in `fakes`: virtual time, no sleeping, scripted replies. Sequen
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,17 @@ from poller.core.lanes import lane_of
 from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
 from poller.engine.breaker import guarded
+from poller.engine.delivery import Overflow, Route
 from poller.engine.invoker import Call as FunctionCall
 from poller.engine.invoker import FunctionPlan, Invoker, World
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
 from poller.engine.slots import Places, Slots
+from poller.engine.spooler import Spooler, SpoolPlan
 from poller.engine.stream_work import Batches
-from poller.errors import ShardGone
-from poller.model import Checkpoint, Record, Shard
+from poller.errors import ConfigError, ShardGone
+from poller.model import Checkpoint, Record, Shard, SpoolLimits
+from poller.ports import Spooling
 from poller.stores.memory import MemoryStore
 from tests.engine.fakes import EPOCH, Function, Recorder, world
 
@@ -37,9 +40,10 @@ if TYPE_CHECKING:
     from poller.core.shards import StartingPosition
     from poller.core.windows import Window
     from poller.model import StartAt
-    from poller.ports import CheckpointStore, Destination
+    from poller.ports import CheckpointStore, Destination, Spool
 
 FUNCTION_ARN = "arn:aws:lambda:eu-west-1:123456789012:function:count"
+FAILED_ARN = "arn:aws:sqs:eu-west-1:123456789012:clicks-failed"
 STREAM_ARN = "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks"
 
 
@@ -256,6 +260,11 @@ class Clicks:
     store: CheckpointStore = field(default_factory=MemoryStore)
     destination: Destination | None = None
     on_success: Destination | None = None
+    #: Where what the destination does not take goes, after so many tries; None where it is tried until it does.
+    spool_after: int | None = None
+    spool_limits: SpoolLimits = field(default_factory=lambda: SpoolLimits(10_000, 2**28))
+    #: Destinations of other names, which the mapping had before.
+    others: dict[str, Destination] = field(default_factory=dict)
     envelope: Envelope = field(default_factory=Envelope)
     observer: Recorder = field(default_factory=Recorder)
     name: str = "clicks"
@@ -275,9 +284,31 @@ class Clicks:
     world: World = field(default_factory=world)
     keepers: list[ShardKeeper] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.spooler = Spooler(
+            SpoolPlan(self.name, self.spool_limits, self._open_spool, self._named), self.observer, self.world
+        )
+
+    async def _open_spool(self) -> Spool:
+        assert isinstance(self.store, Spooling)
+        return self.store.spool
+
+    def _named(self, name: str) -> Destination:
+        found = self.destination if name == FAILED_ARN else self.others.get(name)
+        if found is None:
+            raise ConfigError((f"there is no destination {name}",))
+        return found
+
     @property
     def keeper(self) -> ShardKeeper:
         return self.keepers[-1]
+
+    @property
+    def route(self) -> Route | None:
+        if self.destination is None:
+            return None
+        overflow = Overflow(self.spooler, FAILED_ARN, self.spool_after) if self.spool_after else None
+        return Route(self.destination, overflow)
 
     def batches(self, shard: str) -> Batches:
         return Batches(
@@ -287,8 +318,8 @@ class Clicks:
             envelope=self.envelope,
             policy=self.policy,
             window_length=self.window_length,
-            destination=self.destination,
-            on_success=self.on_success,
+            destination=self.route,
+            on_success=self.on_success and Route(self.on_success),
         )
 
     @property
@@ -311,7 +342,8 @@ class Clicks:
         function = FunctionPlan("count", FUNCTION_ARN, self.timeout)
         invoker = Invoker(function, self.function, self.slots, self.observer, self.world)
         self.keepers.append(ShardKeeper(self.plan, self.stream, self.store, invoker))
-        async with self.keeper.opened():
+        spooling = self.spooler.working() if self.spool_after or self.others else nullcontext()
+        async with spooling, self.keeper.opened():
             yield guarded(self.keeper, self.keeper.breaker, self.keeper.lanes)
 
     @asynccontextmanager

@@ -13,6 +13,7 @@ from poller.core.batch import BatchLimits
 from poller.core.failure import Origin
 from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
+from poller.engine.delivery import Route
 from poller.engine.invoker import Call, FunctionPlan, Invoker
 from poller.engine.pipeline import Plan
 from poller.engine.replay import Replay, ReplayPlan
@@ -135,7 +136,7 @@ class Rig:
             origin=Origin("kinesis", shard, STREAM_ARN),
             envelope=Envelope(),
             policy=self._policy,
-            destination=self.destination,
+            destination=Route(self.destination),
         )
 
     @property

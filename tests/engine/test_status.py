@@ -17,6 +17,7 @@ from poller.model import (
     PartlyFailed,
     Received,
     Settled,
+    Spooled,
     StaleReceipts,
     StateChanged,
     Succeeded,
@@ -52,6 +53,7 @@ def test_what_becomes_of_a_streams_records_is_added_up():
     board.dropped(Dropped("clicks", "s-1", 2, "RecordAgeExceeded", "1", "2"))
     board.delivered(Delivered("clicks", "s-1", 3, "RetryAttemptsExhausted"))
     board.delivered(Delivered("clicks", "s-1", 9, "Success", succeeded=True))
+    board.spooled(Spooled("clicks", "s-1", 7, "RetryAttemptsExhausted", "AccessDenied"))
     assert board.of("clicks") == Totals(committed=5, dropped=2, delivered=3)
 
 

@@ -6,6 +6,7 @@ and the stream, as a `kill -9` would.
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -14,11 +15,14 @@ import trio
 from hypothesis import HealthCheck, given, register_random, settings
 from hypothesis import strategies as st
 
+from poller.core import spooled
 from poller.core.breaker import CircuitPolicy
 from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
 from poller.engine.slots import Places, Slots
 from poller.errors import StoreError, Unreachable
+from poller.model import SpoolLimits
+from poller.stores._memory_spool import MemorySpool
 from poller.stores.memory import MemoryStore
 from tests.engine.fakes import BUSY, ERROR, OK, Dropping, Function, failing, in_virtual_time
 from tests.engine.stream_fakes import Clicks, Stream
@@ -75,7 +79,19 @@ steps = st.lists(
         st.builds(Kill, st.integers(0, 60)),
         st.builds(
             Command,
-            st.sampled_from(["close", "open", "stop", "no reads", "no listing", "no store", "recover"]),
+            st.sampled_from(
+                [
+                    "close",
+                    "open",
+                    "stop",
+                    "no reads",
+                    "no listing",
+                    "no store",
+                    "no destination",
+                    "no destination",
+                    "recover",
+                ]
+            ),
         ),
     ),
     max_size=15,
@@ -96,6 +112,8 @@ mappings = st.fixed_dictionaries(
         "payload": st.sampled_from([13 + 450, 6 * 2**20]),
         "lanes": st.sampled_from([1, 1, 2, 5]),
         "circuit": st.sampled_from([None, CircuitPolicy(1, 4, 60), CircuitPolicy(3, 10, 100)]),
+        "spool_after": st.sampled_from([None, 1, 3]),
+        "spool_limits": st.sampled_from([SpoolLimits(2, 2**20), SpoolLimits(1000, 2**20)]),
         "policy": st.builds(
             StreamPolicy,
             maximum_retry_attempts=st.sampled_from([-1, -1, 0, 2]),
@@ -106,6 +124,52 @@ mappings = st.fixed_dictionaries(
 )
 
 
+class SlowSpool(MemorySpool):
+    """Can be killed before and after whatever it does, and is down together with its store."""
+
+    def __init__(self, store: WatchedStore) -> None:
+        super().__init__()
+        self.store = store
+
+    @asynccontextmanager
+    async def _at_work(self):
+        await anyio.lowlevel.checkpoint()
+        if self.store.down:
+            raise StoreError("the disk is full")
+        yield
+        await anyio.lowlevel.checkpoint()
+
+    async def put(self, entries, limits):
+        async with self._at_work():
+            return await super().put(entries, limits)
+
+    async def take(self, *args, **more):
+        async with self._at_work():
+            return await super().take(*args, **more)
+
+    async def remove(self, mapping, numbers):
+        async with self._at_work():
+            await super().remove(mapping, numbers)
+
+    async def totals(self, mapping=None, kind=None):
+        async with self._at_work():
+            return await super().totals(mapping, kind)
+
+    @property
+    def held(self):
+        """What is stored, in order."""
+        return list(self._waiting["clicks"].all.entries.values())
+
+
+class SlowDestination(MemoryDestination):
+    """Can be killed before and after it has taken something."""
+
+    async def send(self, delivery):
+        await anyio.lowlevel.checkpoint()
+        await super().send(delivery)
+        await anyio.sleep(0.1)
+
+
 class WatchedStore(MemoryStore):
     """Tells the trial of every checkpoint before it is taken."""
 
@@ -113,6 +177,7 @@ class WatchedStore(MemoryStore):
         super().__init__()
         self.trial = trial
         self.down = False
+        self.spool = SlowSpool(self)
 
     async def save(self, mapping, shard, checkpoint):
         await anyio.lowlevel.checkpoint()
@@ -130,7 +195,7 @@ class Trial:
     behaviours: list[Behaviour]
     partial: bool
     stream: Stream = field(default_factory=Stream)
-    destination: MemoryDestination = field(default_factory=MemoryDestination)
+    destination: SlowDestination = field(default_factory=SlowDestination)
     dropped: set[str] = field(default_factory=set)
     #: Of each key, in the order in which they were put.
     put: dict[str, list[str]] = field(default_factory=dict)
@@ -138,6 +203,8 @@ class Trial:
     handled: dict[str, None] = field(default_factory=dict)
     given_up: set[str] = field(default_factory=set)
     broken: list[str] = field(default_factory=list)
+    #: Whether checkpoints may have been lost, so that batches were worked on again and came to another end.
+    repeats: bool = False
 
     def __post_init__(self):
         self.store = WatchedStore(self)
@@ -186,15 +253,17 @@ class Trial:
     async def run(self, steps):
         rest = list(steps)
         while rest:
-            async with self.clicks.open() as keeper, anyio.create_task_group() as tasks:
-                tasks.start_soon(keeper.run)
-                if await self.until_it_ends(keeper, rest):
-                    self.store.down = True
-                    tasks.cancel_scope.cancel()
-                else:
-                    keeper.quiet()
+            with anyio.CancelScope() as process:
+                async with self.clicks.open() as keeper, anyio.create_task_group() as tasks:
+                    tasks.start_soon(keeper.run)
+                    if await self.until_it_ends(keeper, rest):
+                        self.store.down = True
+                        process.cancel()
+                    else:
+                        keeper.quiet()
             self.check_nothing_is_kept()
-            self.recover()
+            self.repeats = self.repeats or self.store.down
+            self.mend()
             self.clicks = self.new_clicks()
         await self.finish()
 
@@ -250,10 +319,17 @@ class Trial:
                 self.stream.listing_failures = [None, Unreachable("down")]
             case "no store":
                 self.store.down = True
+            case "no destination":
+                self.destination.broken = Unreachable("down")
             case "recover":
                 self.recover()
 
     def recover(self):
+        self.mend()
+        self.destination.broken = None
+
+    def mend(self):
+        """What a new process would not find as it was."""
         self.store.down = False
         self.stream.failures, self.stream.listing_failures = [], []
 
@@ -264,7 +340,7 @@ class Trial:
             tasks.start_soon(keeper.run)
             for _ in range(30):
                 await anyio.sleep(200)
-                if not self.missing():
+                if not (self.missing() or self.store.spool.held):
                     break
             await anyio.sleep(200)
             load = keeper.load()
@@ -275,26 +351,34 @@ class Trial:
 
     # --- the laws -------------------------------------------------------------------------------------------------------
 
+    def records_of(self, failure):
+        info = failure.document["KinesisBatchInfo"]
+        first, last = int(info["startSequenceNumber"]), int(info["endSequenceNumber"])
+        return [record.id for record in self.stream.records[failure.shard] if first <= int(record.id) <= last]
+
     def note_given_up(self):
         for failure in self.destination.deliveries:
-            info = failure.document["KinesisBatchInfo"]
-            first, last = int(info["startSequenceNumber"]), int(info["endSequenceNumber"])
-            ids = [record.id for record in self.stream.records[failure.shard]]
-            self.given_up.update(number for number in ids if first <= int(number) <= last)
+            self.given_up.update(self.records_of(failure))
 
     def is_done(self, number):
         return number in self.handled or number in self.given_up or number in self.filters.ids
+
+    def spooled(self):
+        return {id_ for entry in self.store.spool.held for id_ in self.records_of(spooled.delivery(entry))}
 
     def missing(self):
         self.note_given_up()
         return [number for numbers in self.put.values() for number in numbers if not self.is_done(number)]
 
     def check_checkpoint(self, shard, checkpoint):
-        """The checkpoint passes no record that is open."""
+        """The checkpoint passes no record that is open, and what is spooled keeps its limits."""
         self.note_given_up()
+        spooled = self.spooled()
+        if len(self.store.spool.held) > self.settings["spool_limits"].entries:
+            self.broken.append("the spool is over its limits")
         for record in self.stream.records[shard]:
             behind = checkpoint.finished or int(record.id) <= int(checkpoint.sequence_number or 0)
-            if behind and not self.is_done(record.id):
+            if behind and not self.is_done(record.id) and record.id not in spooled:
                 self.broken.append(f"the checkpoint of {shard} is at {checkpoint} and {record.id} is open")
 
     def check_nothing_is_kept(self):
@@ -303,8 +387,19 @@ class Trial:
         if self.clicks.function.overlaps:
             self.broken.append(f"two batches of one key at a time: {self.clicks.function.overlaps}")
 
+    def check_order_of_failures(self):
+        """What is given up of a shard with one lane comes to the destination in the order of the shard."""
+        arrived: dict[str, dict[str, None]] = {}
+        for failure in self.destination.deliveries:
+            arrived.setdefault(failure.shard, {}).update(dict.fromkeys(self.records_of(failure)))
+        for shard, ids in arrived.items():
+            assert list(ids) == sorted(ids, key=int), f"{shard} is given up in the order {list(ids)}"
+
     def check(self):
         assert self.broken == []
+        assert self.store.spool.held == []
+        if self.settings["lanes"] == 1 and not self.repeats:
+            self.check_order_of_failures()
         assert self.missing() == []
         assert self.filters.ids.isdisjoint(self.handled)
         assert self.clicks.slots._places.taken == 0
@@ -332,6 +427,40 @@ COURSES = {
     "partial": st.booleans(),
 }
 
+storm = st.lists(
+    st.one_of(
+        st.builds(Put, st.text(KEYS, min_size=1, max_size=6), st.just(100)),
+        st.builds(Wait, st.sampled_from([0.0, 0.3, 2.0, 7.0, 70.0])),
+        st.builds(Command, st.sampled_from(["close", "open", "stop", "no destination", "recover"])),
+        st.builds(Kill, st.integers(0, 60)) | st.just(Command("no store")),
+    ),
+    min_size=3,
+    max_size=20,
+)
+
+
+def without_repeats(steps):
+    return [step for step in steps if not isinstance(step, Kill) and step != Command("no store")]
+
+
+#: With a destination that is down from the beginning, and a function that fails more often than not.
+STORMS = {
+    "steps": (storm | storm.map(without_repeats)).map(lambda steps: [Command("no destination"), *steps]),
+    "behaviours": st.lists(
+        st.builds(Behaviour, st.sampled_from(["ok", "error", "error", "error"])), min_size=20, max_size=40
+    ),
+    "settings_of_mapping": st.fixed_dictionaries(
+        {
+            "batch_size": st.sampled_from([1, 2]),
+            "lanes": st.sampled_from([1, 1, 3]),
+            "spool_after": st.sampled_from([1, 1, 3]),
+            "spool_limits": st.sampled_from([SpoolLimits(2, 2**20), SpoolLimits(1000, 2**20)]),
+            "policy": st.just(StreamPolicy(maximum_retry_attempts=0)),
+        }
+    ),
+    "partial": st.just(False),
+}
+
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(**COURSES)
@@ -343,4 +472,17 @@ def test_the_laws_hold(settings_of_mapping, steps, behaviours, partial):
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(**COURSES)
 def test_the_laws_hold_over_many_more_courses(settings_of_mapping, steps, behaviours, partial):
+    run_trial(settings_of_mapping, steps, behaviours, partial)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(**STORMS)
+def test_the_laws_hold_while_the_destination_is_down(settings_of_mapping, steps, behaviours, partial):
+    run_trial(settings_of_mapping, steps, behaviours, partial)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(**STORMS)
+def test_the_laws_hold_over_many_more_storms(settings_of_mapping, steps, behaviours, partial):
     run_trial(settings_of_mapping, steps, behaviours, partial)
