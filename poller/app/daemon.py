@@ -20,14 +20,14 @@ import anyio
 from anyio import to_thread
 
 from poller import __version__
-from poller.app import deploy, functions, seeking
+from poller.app import deploy, functions, seeking, spooling
 from poller.app.inquiry import Inquiry, Present
 from poller.app.mappings import Surroundings, specs
 from poller.app.replaying import Replays
 from poller.app.signals import Signals
 from poller.app.streams import State, Streams
 from poller.aws.session import AwsSession
-from poller.config import not_yet
+from poller.config import not_yet, volatile_spools
 from poller.engine.invoker import World
 from poller.engine.slots import Places
 from poller.engine.status import Board, DaemonStatus, FunctionStatus
@@ -109,8 +109,18 @@ class Daemon:
 
     async def _open_state(self) -> None:
         """A state that cannot be used ends a start at once, rather than every mapping on a stream by and by."""
-        if any(mapping.source != "sqs" for mapping in self._config.mappings):
-            await self._state.store()
+        if not spooling.uses_state(self._config):
+            return
+        await self._state.store()
+        for warning in volatile_spools(self._config):
+            _log.warning("%s", warning)
+        if self._config.daemon.keeps_spool:
+            known = {mapping.name for mapping in self._config.mappings}
+            for name in (await (await self._state.spool()).totals()).keys() - known:
+                _log.warning(
+                    "what is spooled of mapping %s waits until the file has a mapping of that name again",
+                    name,
+                )
 
     def _specs(self, config: Config, loaded: dict[str, Loaded], session: AwsSession) -> Any:
         return specs(config, loaded, self._around(config, session))

@@ -72,7 +72,7 @@ def _look(page: str, name: str | None, console: Console) -> RenderableType:
     status = ask(page)
     if name is None:
         return tables.overview(status, time.time(), console.width)
-    return tables.one(_named(status, name), console.width)
+    return tables.one(_named(status, name), time.time(), console.width)
 
 
 def _named(status: dict[str, Any], name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -97,7 +97,8 @@ def overview(status: dict[str, Any], now: float, width: int) -> RenderableType:
         for mapping, rows in zip(mappings, shown, strict=True)
         if mapping["shards"]
     ]
-    return Group(Text(title, style="bold"), *_mappings(mappings, width), *shards)
+    spooled = [line for mapping in mappings for line in _spool(mapping, now)]
+    return Group(Text(title, style="bold"), *_mappings(mappings, width), *shards, *spooled)
 
 
 def _worst(mappings: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -116,11 +117,11 @@ def _worst(mappings: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return shown
 
 
-def one(mapping: dict[str, Any], width: int) -> RenderableType:
+def one(mapping: dict[str, Any], now: float, width: int) -> RenderableType:
     """One mapping, with every shard that it has."""
     source = Text(f"{mapping['source']} -> {mapping['function']}", overflow="fold")
     shards = [_shards(mapping, mapping["shards"], width)] if mapping["shards"] else []
-    return Group(source, *_mappings([mapping], width), *shards)
+    return Group(source, *_mappings([mapping], width), *shards, *_spool(mapping, now))
 
 
 # --- mappings ---------------------------------------------------------------------------------------------------------------
@@ -238,6 +239,33 @@ def _short(number: str) -> str:
 def _lag(mapping: dict[str, Any]) -> float | None:
     known = [shard["iterator_age"] for shard in mapping["shards"] if shard["iterator_age"] is not None]
     return max(known, default=None)
+
+
+# --- the spool --------------------------------------------------------------------------------------------------------------
+
+
+def _spool(mapping: dict[str, Any], now: float) -> Iterator[RenderableType]:
+    for line in mapping["spool"]:
+        count = f"{line['entries']:,} batch{'' if line['entries'] == 1 else 'es'}"
+        text = Text(
+            f"\n{mapping['name']}: {count} ({_size(line['bytes'])}) spooled", "bold yellow", overflow="fold"
+        )
+        text.append(
+            f" for {line['destination']}, the oldest for {age(now - line['oldest'])}"
+            f"{': ' if line['why'] else ''}{line['why']}",
+            style="not bold default",
+        )
+        yield text
+
+
+def _size(count: int) -> str:
+    return (
+        f"{count:,} bytes"
+        if count < 1000
+        else f"{count / 1e6:,.1f} MB"
+        if count >= 1e5
+        else f"{count / 1e3:,.1f} kB"
+    )
 
 
 # --- words ------------------------------------------------------------------------------------------------------------------

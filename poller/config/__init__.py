@@ -1,6 +1,6 @@
 """The TOML file: models with the manual inside, and the loader that names every mistake at once."""
 
-from poller.config.advice import warnings
+from poller.config.advice import volatile_spools, warnings
 from poller.config.arn import Arn, SourceKind
 from poller.config.loader import load, parse
 from poller.config.mapping import Filter, FilterCriteria, Mapping, ScalingConfig
@@ -20,5 +20,6 @@ __all__ = [
     "load",
     "not_yet",
     "parse",
+    "volatile_spools",
     "warnings",
 ]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def warnings(config: Config) -> tuple[str, ...]:
     """Return one line for each thing that is allowed and probably not meant."""
-    return (*_filters(config), *_concurrency(config), *_circuits(config))
+    return (*_filters(config), *_concurrency(config), *_circuits(config), *volatile_spools(config))
 
 
 def _filters(config: Config) -> Iterator[str]:
@@ -23,6 +23,16 @@ def _filters(config: Config) -> Iterator[str]:
 
             compiled = compile_filters(mapping.patterns, mapping.source)
             yield from (f'mapping "{mapping.name}": {warning}' for warning in compiled.warnings)
+
+
+def volatile_spools(config: Config) -> Iterator[str]:
+    """Return one line for each mapping that spools what a restart must not lose where it would be lost."""
+    if config.daemon.state == "memory:":
+        for mapping in config.mappings:
+            if mapping.spools:
+                yield (
+                    f'mapping "{mapping.name}": what is spooled ends with the process, as [daemon] state is memory:'
+                )
 
 
 def _concurrency(config: Config) -> Iterator[str]:

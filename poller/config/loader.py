@@ -82,9 +82,10 @@ class _Reading:
         self._problems.add(Mistake((key,), unknown_key(key, Config)) for key in unknown)
         named = self._table("functions")
         functions, mappings = self._functions(named), self._mappings()
-        self._problems.add(across(named, functions, dict(sorted((mappings | self._routes).items()))))
+        daemon = self._section(Daemon, self._data.get("daemon", {}), ("daemon",)) or Daemon()
+        self._problems.add(across(daemon, named, functions, dict(sorted((mappings | self._routes).items()))))
         return Config.model_construct(
-            daemon=self._section(Daemon, self._data.get("daemon", {}), ("daemon",)) or Daemon(),
+            daemon=daemon,
             aws=self._section(Aws, self._data.get("aws", {}), ("aws",)) or Aws(),
             functions=functions,
             mappings=tuple(mappings.values()),

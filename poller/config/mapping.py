@@ -209,6 +209,17 @@ class CircuitBreaker(Section):
     )
 
 
+class SpoolConfig(Section):
+    """How much of a mapping may wait in the state store, whatever it waits for."""
+
+    maximum_entries: Whole = Field(
+        default=10_000, ge=1, le=1_000_000, description="Batches or records, 1 to 1000000. Default 10000."
+    )
+    maximum_megabytes: Whole = Field(
+        default=256, ge=1, le=65_536, description="Their size in all, 1 to 65536 MB. Default 256."
+    )
+
+
 class Mapping(Section):
     """One source feeding one function."""
 
@@ -313,6 +324,24 @@ class Mapping(Section):
         description="Beyond Lambda: stop when the function fails whatever it is given, ask again with one batch at"
         " a time, and go on at growing concurrency; {} takes its defaults. Default: off, as on Lambda.",
     )
+    on_delivery_failure: Literal["retry", "spool"] = Field(
+        default="retry",
+        description='Beyond Lambda: what becomes of a batch that its destination does not take. "retry", the default, tries'
+        ' until it does, and what comes behind waits. "spool" keeps it in [daemon] state and goes on; it is delivered from'
+        " there, in order, when the destination is back.",
+    )
+    maximum_delivery_attempts: Whole = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Beyond Lambda, with spool: tries to deliver a batch before it is spooled, 1 to 1000. Default 5. While"
+        " anything is spooled for a destination, what comes for it goes behind that without a try.",
+    )
+    spool: SpoolConfig = Field(
+        default_factory=SpoolConfig,
+        description="Beyond Lambda: how much of this mapping may wait in [daemon] state. What finds it full waits, and what"
+        " comes behind waits with it; nothing is dropped.",
+    )
     deaggregate: bool | None = Field(
         default=None,
         description="Kinesis only: take apart what the Kinesis Producer Library has put together, so that the"
@@ -396,6 +425,11 @@ class Mapping(Section):
         config = self.destination_config
         both = {"on_failure": config.on_failure, "on_success": config.on_success}
         return {key: end.destination for key, end in both.items() if end}
+
+    @property
+    def spools(self) -> bool:
+        """True when what a destination does not take is spooled."""
+        return self.on_delivery_failure == "spool"
 
     @property
     def patterns(self) -> tuple[str, ...]:

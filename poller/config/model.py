@@ -129,7 +129,8 @@ class Daemon(Section):
 
     state: Annotated[str, AfterValidator(_state)] = Field(
         default="sqlite:poller.db",
-        description="Where checkpoints and leases of streams live: memory:, sqlite:PATH or dynamodb:TABLE.",
+        description="Where checkpoints and leases of streams live, and what is spooled: memory:, sqlite:PATH or"
+        " dynamodb:TABLE, which has no spool.",
     )
     listen: Annotated[str, AfterValidator(_listen)] = Field(
         default="127.0.0.1:9464",
@@ -141,6 +142,11 @@ class Daemon(Section):
     shutdown_timeout: Seconds = Field(
         default=30, gt=0, le=900, description="Seconds from SIGTERM to the hard stop, at most 900."
     )
+
+    @property
+    def keeps_spool(self) -> bool:
+        """Whether the state has a place for what waits."""
+        return not self.state.startswith("dynamodb:")
 
     @property
     def host(self) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from poller.config.arn import SourceKind
     from poller.config.mapping import Mapping
-    from poller.config.model import Function
+    from poller.config.model import Daemon, Function
 
 #: Functions that a message lists.
 NAMED = 8
@@ -46,6 +46,7 @@ def within(mapping: Mapping, now: float) -> Iterator[Mistake]:
     yield from _filters(mapping)
     yield from _destinations(mapping)
     yield from _circuit(mapping)
+    yield from _spool(mapping)
 
 
 def _applicability(mapping: Mapping) -> Iterator[Mistake]:
@@ -162,11 +163,21 @@ def _circuit(mapping: Mapping) -> Iterator[Mistake]:
         yield Mistake(("circuit_breaker", "maximum_pause_in_seconds"), wants)
 
 
+def _spool(mapping: Mapping) -> Iterator[Mistake]:
+    if mapping.spools and not mapping.destinations:
+        yield Mistake(("on_delivery_failure",), "goes only with a destination in destination_config")
+    if mapping.spools:
+        return
+    for key in ("maximum_delivery_attempts", "spool"):
+        if key in mapping.model_fields_set:
+            yield Mistake((key,), 'goes only with on_delivery_failure = "spool"')
+
+
 # --- across the file --------------------------------------------------------------------------------------
 
 
 def across(
-    names: Iterable[str], functions: dict[str, Function], mappings: dict[int, Mapping]
+    daemon: Daemon, names: Iterable[str], functions: dict[str, Function], mappings: dict[int, Mapping]
 ) -> Iterator[Mistake]:
     """Find what is wrong between sections. `names` are all functions that the file has, valid or not."""
     known = tuple(names)
@@ -181,6 +192,13 @@ def across(
     yield from _shared_consumers(mappings)
     yield from _shared_environment(functions)
     yield from _other_functions(functions, mappings)
+    if not daemon.keeps_spool:
+        for index, mapping in mappings.items():
+            if mapping.on_delivery_failure == "spool":
+                wants = (
+                    "needs [daemon] state = sqlite:PATH: a table of DynamoDB has no room for what is spooled"
+                )
+                yield Mistake(("mappings", index, "on_delivery_failure"), wants)
 
 
 def _unknown_function(name: str, known: tuple[str, ...], wanted: str = "a key of [functions]") -> str:

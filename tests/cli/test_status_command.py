@@ -46,6 +46,7 @@ def mapping(
         "in_flight_records": 22,
         "totals": TOTALS | totals,
         "shards": list(shards),
+        "spool": [],
     }
 
 
@@ -74,6 +75,30 @@ def overview(*mappings: Any, width: int = 80) -> list[str]:
 def row(lines: list[str], name: str) -> list[str]:
     (found,) = [line for line in lines if line.startswith(name + " ")]
     return found.split()
+
+
+def spooled(entries: int, size: int, oldest: float, why: str = "") -> dict[str, Any]:
+    return {"destination": "arn:failed", "entries": entries, "bytes": size, "oldest": oldest, "why": why}
+
+
+# --- the spool ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            spooled(1200, 2_500_000, 785.0, "queue missing"),
+            "clicks: 1,200 batches (2.5 MB) spooled for arn:failed, the oldest for 5 min 5 s: queue missing",
+        ),
+        (spooled(1, 1200, 1090.0), "clicks: 1 batch (1.2 kB) spooled for arn:failed, the oldest for 0 s"),
+        (spooled(2, 999, 1090.0), "clicks: 2 batches (999 bytes) spooled for arn:failed, the oldest for 0 s"),
+    ],
+)
+def test_what_is_spooled_is_said_beneath(line: dict[str, Any], said: str) -> None:
+    waiting = mapping("clicks", shard(1)) | {"spool": [line]}
+    assert overview(waiting, width=120)[-1] == said
+    assert drawn(tables.one(waiting, 1090.0, 120), 120)[-1] == said
 
 
 # --- mappings -------------------------------------------------------------------------------------------------
@@ -205,13 +230,13 @@ def test_of_many_mappings_the_worst_shards_of_all_are_shown():
 
 def test_one_mapping_is_shown_with_every_shard():
     shards = [shard(number) for number in range(300)]
-    lines = drawn(tables.one(mapping("clicks", *shards), 100), 100)
+    lines = drawn(tables.one(mapping("clicks", *shards), 1090.0, 100), 100)
     assert lines[0] == "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks -> f"
     assert sum(line.startswith("shardId-") for line in lines) == 300
 
 
 def test_a_queue_has_no_shards():
-    lines = drawn(tables.one(mapping("orders"), 100), 100)
+    lines = drawn(tables.one(mapping("orders"), 1090.0, 100), 100)
     assert lines[-1].startswith("orders ")
 
 

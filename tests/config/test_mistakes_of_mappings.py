@@ -154,6 +154,24 @@ QUEUE = [
         ),
     ),
     (
+        'on_delivery_failure = "drop"',
+        'on_delivery_failure = "drop": must be "retry" or "spool"',
+    ),
+    (
+        'on_delivery_failure = "spool"',
+        'on_delivery_failure = "spool": goes only with a destination in destination_config',
+    ),
+    (
+        "maximum_delivery_attempts = 3",
+        'maximum_delivery_attempts = 3: goes only with on_delivery_failure = "spool"',
+    ),
+    ("maximum_delivery_attempts = 0", "maximum_delivery_attempts = 0: must be at least 1"),
+    (
+        "spool.maximum_entries = 3",
+        'spool = {…}: goes only with on_delivery_failure = "spool"',
+    ),
+    ("spool.maximum_megabytes = 0", "spool.maximum_megabytes = 0: must be at least 1"),
+    (
         'metrics_config.metrics = ["ErrorCount"]',
         'metrics_config.metrics[0] = "ErrorCount": must be "EventCount"',
     ),
@@ -499,3 +517,24 @@ def test_a_circuit_breaker_is_off_unless_it_is_asked_for() -> None:
     assert without.circuit is None
     defaults = parse(whole("circuit_breaker = {}"), where="f.toml", environ={}, now=NOW).mappings[0]
     assert defaults.circuit == CircuitPolicy(consecutive_failures=10, pause=10, maximum_pause=300)
+
+
+SPOOLING = f'on_delivery_failure = "spool"\ndestination_config.on_failure.destination = "{SQS}"\n'
+
+
+@pytest.mark.parametrize("state", ["sqlite:x.db", "memory:", "dynamodb:leases"])
+def test_what_is_spooled_needs_a_state_that_has_a_place_for_it_and_one_that_lasts(state: str) -> None:
+    top = f'[daemon]\nstate = "{state}"'
+    text = whole(f'starting_position = "LATEST"\n{SPOOLING}', arn=KINESIS, top=top)
+    if state == "dynamodb:leases":
+        assert only_problem(text) == (
+            'mappings[0] "m" on_delivery_failure = "spool": needs [daemon] state = sqlite:PATH:'
+            " a table of DynamoDB has no room for what is spooled"
+        )
+    else:
+        said = warnings(parse(text, where="f.toml", environ={}, now=NOW))
+        assert said == (
+            ('mapping "m": what is spooled ends with the process, as [daemon] state is memory:',)
+            if state == "memory:"
+            else ()
+        )

@@ -213,6 +213,16 @@ STANDARD = some(
 ).flatmap(
     lambda keys: st.integers(1, 300).map(lambda window: keys | {"maximum_batching_window_in_seconds": window})
 )
+
+
+def _spooling(keys: dict[str, Any]) -> dict[str, Any]:
+    """What goes only with each other."""
+    if not keys.keys() & {"spool", "maximum_delivery_attempts"}:
+        return keys
+    destination = {"on_failure": {"destination": SQS}}
+    return keys | {"on_delivery_failure": "spool", "destination_config": destination}
+
+
 ORDERED = some(**COMMON, batch_size=st.integers(1, 10))
 DESTINATION = st.sampled_from(
     [
@@ -242,7 +252,9 @@ STREAM = some(
             key: st.fixed_dictionaries({"destination": DESTINATION}) for key in ("on_failure", "on_success")
         },
     ),
-).map(lambda keys: keys | {"starting_position": "TRIM_HORIZON"})
+    spool=st.just({"maximum_entries": 5, "maximum_megabytes": 65_536}),
+    maximum_delivery_attempts=st.integers(1, 1000),
+).map(lambda keys: _spooling(keys) | {"starting_position": "TRIM_HORIZON"})
 
 
 @given(

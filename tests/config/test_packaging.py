@@ -48,6 +48,7 @@ class Mapping:
     receivers: int = 1
     shards: tuple[Shard, ...] = (Shard(),)
     circuit: str | None = "open"
+    spool: tuple[object, ...] = ()
 
 
 @dataclass(frozen=True)
