@@ -7,7 +7,7 @@ every task waits, so a test that lives through a day takes milliseconds and alwa
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from itertools import count
@@ -21,14 +21,16 @@ from poller.engine import parts
 from poller.engine.accounts import QueueEnds
 from poller.engine.breaker import Breaker, guarded
 from poller.engine.child import MappingSpec, leaf
-from poller.engine.delivery import Route
+from poller.engine.delivery import Overflow, Route
 from poller.engine.door import Door
 from poller.engine.invoker import Call as FunctionCall
 from poller.engine.invoker import FunctionPlan, Invoker, World
 from poller.engine.pipeline import Pipeline, Plan
 from poller.engine.slots import Places, Slots
+from poller.engine.spooler import Spooler, SpoolPlan
 from poller.engine.work import QueueWork
-from poller.model import Delivery, FunctionError, Record, Refused, Returned, Shard, StateChanged
+from poller.model import Delivery, FunctionError, Record, Refused, Returned, Shard, SpoolLimits, StateChanged
+from poller.stores._memory_spool import MemorySpool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
@@ -511,6 +513,10 @@ class Mapping:
     on_failure: Destination | None = None
     on_success: Destination | None = None
     maximum_retry_attempts: int = -1
+    #: Tries before what a destination does not take goes to the spool; None for no spool.
+    spool_after: int | None = None
+    spool: MemorySpool = field(default_factory=MemorySpool)
+    spoolers: list[Spooler] = field(default_factory=list)
     observer: Recorder = field(default_factory=Recorder)
     slots: Slots = field(default_factory=lambda: Slots(Places(1000), None))
     enabled: bool = True
@@ -533,11 +539,22 @@ class Mapping:
             filters=self.filters,
         )
 
+    @property
+    def spool_plan(self) -> SpoolPlan:
+        async def open_spool() -> MemorySpool:
+            return self.spool
+
+        made = {"failure": self.on_failure, "success": self.on_success}
+        return SpoolPlan(self.name, SpoolLimits(1000, 2**28), open_spool, made.__getitem__)
+
     def ends(self, function_arn: str) -> QueueEnds | None:
         if not (self.on_failure or self.on_success):
             return None
         source = f"arn:aws:sqs:eu-west-1:123456789012:{self.name}"
-        on_failure, on_success = (one and Route(one) for one in (self.on_failure, self.on_success))
+        on_failure, on_success = (
+            one and Route(one, self.spool_after and Overflow(self.spoolers[-1], name, self.spool_after))
+            for name, one in (("failure", self.on_failure), ("success", self.on_success))
+        )
         return QueueEnds(source, function_arn, on_failure, on_success, self.maximum_retry_attempts)
 
     @asynccontextmanager
@@ -546,7 +563,9 @@ class Mapping:
         chances = world()
         function = FunctionPlan("ship", "arn:aws:lambda:eu-west-1:123456789012:function:ship", self.timeout)
         invoker = Invoker(function, self.function, self.slots, self.observer, chances)
-        async with self.queue.open(Shard("queue")) as reader:
+        self.spoolers.append(Spooler(self.spool_plan, self.observer, chances))
+        spooling = self.spoolers[-1].working() if self.spool_after else nullcontext()
+        async with spooling, self.queue.open(Shard("queue")) as reader:
             breaker = Breaker(self.name, self.circuit, Door(), invoker) if self.circuit else None
             shared = parts.build(self.name, reader, invoker, self.maximum_concurrency, breaker=breaker)
             call = FunctionCall(self.name, "sqs", self.partial)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from poller.destinations.memory import MemoryDestination
 from poller.errors import AccessDenied, DocumentTooLarge
-from poller.model import Delivered, DeliveryFailed, FunctionError, MappingState, Settled
+from poller.model import Delivered, DeliveryFailed, FunctionError, MappingState, Settled, Spooled
 from tests.engine.fakes import (
     BUSY,
     EPOCH,
@@ -444,3 +444,46 @@ def test_every_message_is_handled_or_told_before_it_is_deleted(poison, outages, 
         assert {id_ for part in told(mapping.on_failure) for id_ in part} == {f"m{n}" for n in poison}
 
     in_virtual_time(live)
+
+
+# --- a spool behind the destinations ------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_what_is_spooled_is_deleted_and_told_when_the_destination_is_back():
+    mapping = given_up_after(0, ERROR, OK, spool_after=2, on_success=MemoryDestination())
+    mapping.on_failure.broken = mapping.on_success.broken = DENIED
+    mapping.queue.send(2)
+    async with mapping.running() as pipeline:
+        await anyio.sleep(1)
+        assert pipeline.trouble == "waiting for the on-failure destination: sqs:SendMessage is missing"
+        await anyio.sleep(1)
+        assert gone(mapping)
+        assert pipeline.trouble is None
+        mapping.queue.send(1)
+        await anyio.sleep(10)
+        assert gone(mapping)
+        assert [line.destination for line in mapping.spoolers[0].status()] == ["failure", "success"]
+        mapping.on_failure.broken = mapping.on_success.broken = None
+        await anyio.sleep(70)
+        assert mapping.spoolers[0].status() == ()
+    assert told(mapping.on_failure) == [["m1", "m2"]]
+    assert told(mapping.on_success) == [["m3"]]
+    assert [(fact.records, fact.condition) for fact in mapping.observer.of(Spooled)] == [
+        (2, "RetriesExhausted"),
+        (1, "Success"),
+    ]
+
+
+@virtual
+async def test_what_is_too_large_is_told_in_halves_by_way_of_the_spool_too():
+    mapping = given_up_after(0, *[ERROR] * 9, spool_after=1)
+    mapping.on_failure.broken = DENIED
+    mapping.on_failure.limit = 520
+    mapping.queue.send(4)
+    async with mapping.running():
+        await anyio.sleep(10)
+        assert gone(mapping)
+        mapping.on_failure.broken = None
+        await anyio.sleep(70)
+    assert told(mapping.on_failure) == [["m1", "m2"], ["m3", "m4"]]
