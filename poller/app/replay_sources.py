@@ -342,7 +342,7 @@ def _stream_replay(
     return Opened(
         replay,
         note=lambda: replay.trouble or source.note,
-        exhausted=lambda: replay.door.is_open and source.ended,
+        exhausted=lambda: replay.door.is_open and source.exhausted,
         noted=noted,
     )
 
@@ -375,7 +375,7 @@ async def _queue_replay(
     return Opened(
         pipeline,
         note=lambda: pipeline.trouble or reader.note,
-        exhausted=lambda: reader.ended,
+        exhausted=lambda: reader.exhausted,
         noted=noted,
     )
 

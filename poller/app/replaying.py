@@ -306,7 +306,8 @@ class Replays:
                 tasks.cancel_scope.cancel()
             opened.noted()
             exhausted, one.reason = opened.exhausted(), one.reason or opened.note()
-        one.state = "done" if exhausted else one.wanted
+        cut_short: State = "stopped" if one.wanted == "done" else one.wanted
+        one.state = "done" if exhausted else cut_short
 
     def _failed(self, one: Running, error: BaseException) -> None:
         one.state, one.reason = "failed", str(error)

@@ -33,6 +33,11 @@ class Box(Protocol):
         ...
 
     @property
+    def cut_short(self) -> bool:
+        """True when it has ended although there is more."""
+        ...
+
+    @property
     def note(self) -> str:
         """What there is to say of it now: what it waits for, or why it ended early."""
         ...

@@ -60,9 +60,9 @@ class FailedBatches:
         return self._box.note
 
     @property
-    def ended(self) -> bool:
+    def exhausted(self) -> bool:
         """True when all letters were taken."""
-        return self._box.ended
+        return self._box.ended and not self._box.cut_short
 
     # --- letters --------------------------------------------------------------------------------------------------------
 

@@ -110,6 +110,11 @@ class FailedMessages:
     def ended(self) -> bool:
         return self._box.ended and not (self._ready or self._again or self._open)
 
+    @property
+    def exhausted(self) -> bool:
+        """True when all letters were taken, and are done with or kept."""
+        return self.ended and not self._box.cut_short
+
     # --- receiving ------------------------------------------------------------------------------------------------------
 
     async def receive(self, limit: int, wait: float) -> Sequence[Record]:

@@ -34,6 +34,8 @@ LARGEST = 32 * 2**20
 class FailedObjects:
     """The objects under one prefix; see `poller.sources._letters.Box`."""
 
+    cut_short = False
+
     def __init__(
         self,
         place: tuple[str, str],

@@ -39,12 +39,13 @@ GRACE = 3.0
 class FailedQueue:
     """The messages of one queue; see `poller.sources._letters.Box`."""
 
-    def __init__(self, reader: SqsReader, others: Callable[[], Awaitable[int]]) -> None:
-        """`others` says how many messages are received by whomever and not settled."""
+    def __init__(self, reader: SqsReader, counted: Callable[[], Awaitable[tuple[int, int]]]) -> None:
+        """`counted` says how many messages can be received, and how many are received by whomever and not settled."""
         self.ended = False
+        self.cut_short = False
         self.note = ""
         self._reader = reader
-        self._in_flight = others
+        self._counted = counted
         self._held: dict[str, Record] = {}
         self._kept: dict[str, Record] = {}
         self._empty_since: float | None = None
@@ -68,10 +69,13 @@ class FailedQueue:
     async def _check_end(self) -> None:
         now = anyio.current_time()
         since = self._empty_since = now if self._empty_since is None else self._empty_since
-        others = await self._in_flight() - len(self._held) - len(self._kept)
+        visible, hidden = await self._counted()
+        others = hidden - len(self._held) - len(self._kept)
         if others <= 0 or now - since > self._reader.visibility_timeout + GRACE:
             # What we hold ourselves comes to an end in our own hands.
             self.ended = not self._held
+            if visible and self._kept:
+                self.note = f"{visible} messages wait behind those that failed, in their groups"
             return
         self.note = f"waiting for {others} messages that somebody else has received"
 
@@ -85,7 +89,8 @@ class FailedQueue:
         for letter in letters:
             self._held.pop(letter.id, None)
         if len(self._kept) >= KEPT:
-            self.ended, self.note = True, f"{KEPT} messages failed again: it went no further"
+            self.ended = self.cut_short = True
+            self.note = f"{KEPT} messages failed again: it went no further"
 
     async def again(self, letter: Letter, delay: float) -> None:
         """Let the queue bring this one again after `delay` seconds."""
@@ -112,10 +117,10 @@ async def open_failed_queue(
     (shard,) = await source.shards()
     async with source.open(shard) as reader:
 
-        async def in_flight() -> int:
-            return (await counts(await connect(), reader.url))[1]
+        async def counted() -> tuple[int, int]:
+            return await counts(await connect(), reader.url)
 
-        box = FailedQueue(reader, in_flight)
+        box = FailedQueue(reader, counted)
         try:
             yield box
         finally:

@@ -73,7 +73,8 @@ class StreamRange:
         done: dict[str, Checkpoint],
     ) -> None:
         self.done = done
-        self.ended = False
+        self.exhausted = False
+        """True when all shards were named."""
         self._range = wanted
         self._stream = stream
         self._replaying = replaying
@@ -83,12 +84,12 @@ class StreamRange:
 
     async def shards(self) -> Sequence[Shard]:
         """All shards with records in the range, once."""
-        if self.ended:
+        if self.exhausted:
             return ()
         found = [shard for shard in await self._stream.shards() if self._range.shard in ("", shard.id)]
         if not found:
             raise ReplayRefused(f"the stream has no shard {self._range.shard}")
-        self.ended = True
+        self.exhausted = True
         self._courses = {shard.id: Course(self._tally) for shard in found}
         return found
 

@@ -27,6 +27,7 @@ class Box:
 
     def __init__(self, *bodies: Any) -> None:
         self.note = ""
+        self.cut_short = False
         self.waiting = deque(
             Letter(f"m{at}", body if isinstance(body, bytes) else json.dumps(body), at)
             for at, body in enumerate(bodies, 1)

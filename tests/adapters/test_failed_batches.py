@@ -40,7 +40,9 @@ async def test_the_records_of_each_batch_are_read_again_in_the_order_of_the_stre
     assert await failed.all(limit=3) == [["b", "c", "d"], ["g", "h"]]
     assert (failed.box.finished, failed.box.kept) == (["m2", "m1"], [])
     assert failed.tally == Tally(succeeded=5, messages=2)
-    assert failed.source.ended
+    assert failed.source.exhausted
+    failed.box.cut_short = True
+    assert not failed.source.exhausted
     assert failed.source.note == ""
 
 

@@ -79,6 +79,7 @@ async def test_an_invocation_record_gives_its_records_and_is_done_with_when_all_
     assert rig.box.finished == ["m1", "m2"]
     assert rig.tally == Tally(succeeded=4, messages=2)
     assert rig.reader.ended
+    assert rig.reader.exhausted
     assert await rig.receive() == []
     assert "0 letters open" in repr(rig.reader)
     assert rig.reader.note == ""

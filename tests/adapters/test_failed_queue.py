@@ -150,7 +150,22 @@ async def test_with_too_many_failures_it_goes_no_further(monkeypatch: pytest.Mon
         assert not box.ended
         await box.keep(letters[1:2])
         assert box.ended
+        assert box.cut_short
         assert box.note == "2 messages failed again: it went no further"
+
+
+@virtual
+async def test_what_waits_behind_a_failure_of_its_group_is_told_of():
+    queue = FakeSqs(fifo=True)
+    for body in ("a", "b", "c"):
+        queue.send(body, group="g")
+    async with opened(queue) as box:
+        (first,) = await box.take(1)
+        await box.keep([first])
+        while not box.ended:
+            assert await box.take(10) == ()
+        assert box.note == "2 messages wait behind those that failed, in their groups"
+        assert not box.cut_short
 
 
 @virtual

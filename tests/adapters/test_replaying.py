@@ -155,6 +155,18 @@ async def test_a_replay_is_stopped_and_goes_on_where_it_was() -> None:
 
 
 @virtual
+async def test_a_replay_that_ends_before_all_is_done_is_stopped() -> None:
+    rig = Rig()
+    async with rig.running() as replays:
+        id_ = (await replays.start(WISH, COUNT))["id"]
+        await settle_down()
+        rig.records, rig.works[0].records = 100, 3
+        await anyio.sleep(10)
+        shown = await replays.one(id_)
+        assert (shown["state"], shown["reason"]) == ("stopped", "waiting")
+
+
+@virtual
 async def test_a_stop_while_it_is_opened_is_not_lost() -> None:
     rig = Rig()
     opening, opened = anyio.Event(), rig.open
