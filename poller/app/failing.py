@@ -114,14 +114,18 @@ async def _dead_letters(mapping: Mapping, looking: Looking) -> list[Place]:
     place = Place(mapping.name, "dead_letters", "")
 
     async def look_into() -> None:
-        known = await _attributes(mapping.arn, looking)
-        policy = json.loads(known.get("RedrivePolicy") or "{}")
-        place.name = str(policy.get("deadLetterTargetArn") or "")
+        place.name = await _dead_letter_arn(mapping, looking)
         if place.name:
             await _look_into_queue(place, parse_arn(place.name), looking)
 
     await _guarded(place, look_into)
     return [place] if place.name or place.note else []
+
+
+async def _dead_letter_arn(mapping: Mapping, looking: Looking) -> str:
+    known = await _attributes(mapping.arn, looking)
+    policy = json.loads(known.get("RedrivePolicy") or "{}")
+    return str(policy.get("deadLetterTargetArn") or "")
 
 
 async def _attributes(arn: Arn, looking: Looking) -> dict[str, str]:
@@ -253,7 +257,7 @@ async def show(id_: str, mappings: Sequence[Mapping], looking: Looking) -> dict[
     if where in ("spool", "parked"):
         return await _show_entry(id_, mapping, "delivery" if where == "spool" else "parked", one, looking)
     if where == "objects":
-        bucket = parse_arn(mapping.destinations.get("on_failure", "")).resource
+        bucket = _destination_of(mapping, "s3").resource
         api = looking.around.session.cold("s3", mapping.region)
         body = await read_object((bucket, one), api)
         if not body:
@@ -262,12 +266,21 @@ async def show(id_: str, mappings: Sequence[Mapping], looking: Looking) -> dict[
     return await _show_message(id_, mapping, where, one, looking)
 
 
+def _destination_of(mapping: Mapping, service: str) -> Arn:
+    text = mapping.destinations.get("on_failure", "")
+    if not text.startswith(f"arn:{mapping.arn.partition}:{service}:"):
+        raise ReplayRefused(f"{mapping.name} has no such destination")
+    return parse_arn(text)
+
+
 async def _show_message(id_: str, mapping: Mapping, where: str, one: str, looking: Looking) -> dict[str, Any]:
     if where == "queue":
-        arn = parse_arn(mapping.destinations.get("on_failure", ""))
+        arn = _destination_of(mapping, "sqs")
     else:
-        policy = json.loads((await _attributes(mapping.arn, looking)).get("RedrivePolicy") or "{}")
-        arn = parse_arn(str(policy.get("deadLetterTargetArn") or ""))
+        letters = await _dead_letter_arn(mapping, looking)
+        if not letters:
+            raise ReplayRefused(f"{mapping.name} has no dead-letter queue")
+        arn = parse_arn(letters)
     for letter in await _peek(mapping.name, arn, looking, MESSAGES, wanted=one):
         if letter.id == one:
             event = letter.handle.event

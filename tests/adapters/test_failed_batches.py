@@ -17,6 +17,7 @@ from poller.core.replay import Tally
 from poller.errors import RequestRefused, Throttled
 from poller.model import StartAt
 from poller.sources import _walk, failed_batches
+from tests.adapters.aggregates import packed
 from tests.adapters.replay_reading import Box, Reading, document
 from tests.adapters.stream_reading import KINDS, Rig, data
 from tests.engine.fakes import in_virtual_time, virtual
@@ -372,3 +373,18 @@ async def _all(reader: Any, count: int) -> Any:
         for record in await reader.receive(count, 5):
             found += 1
             yield record
+
+
+@virtual
+async def test_records_inside_an_aggregate_are_read_again_as_the_mapping_reads_them():
+    rig = Rig.of("kinesis")
+    first = rig.fake.put("a", packed(*"bcd"))
+    last = rig.fake.put(packed(*"ef"), "g")
+    shard = next(iter(rig.fake.shards))
+    bodies = [
+        document(FakeKinesis.arn, shard, first, count=4),
+        document(FakeKinesis.arn, shard, last[:1], count=2),
+    ]
+    failed = reading(rig, *bodies, deaggregate=True)
+    assert await failed.all() == [["a", "b", "c", "d", "e", "f"]]
+    assert (failed.box.finished, failed.tally.succeeded) == (["m1", "m2"], 6)

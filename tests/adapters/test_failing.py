@@ -1,0 +1,251 @@
+"""What `poller failures` finds in the spool and under parked keys, and what it says of what it cannot look into.
+
+Queues and buckets are looked into with the real daemon, in `tests/e2e/test_replay.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from poller.app import failing
+from poller.app.failing import Looking, look, show
+from poller.config.mapping import Mapping
+from poller.errors import AccessDenied, ReplayRefused, StoreError
+from poller.model import SpoolEntry, SpoolKind, SpoolLimits
+from poller.stores.memory import MemoryStore
+from tests.engine.fakes import EPOCH, Recorder
+
+pytestmark = pytest.mark.anyio
+
+STREAM = "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks"
+QUEUE = "arn:aws:sqs:eu-west-1:123456789012:orders"
+FAILED = "arn:aws:sqs:eu-west-1:123456789012:failed"
+LIMITS = SpoolLimits(100_000, 2**30)
+
+
+class Session:
+    """Calls of SQS and S3 that are answered from `replies`, or denied."""
+
+    def __init__(self) -> None:
+        self.replies: dict[str, dict[str, Any]] = {}
+
+    async def api(self, service: str, region: str | None = None) -> Any:
+        return self._call
+
+    def cold(self, service: str, region: str | None = None) -> Any:
+        return self._call
+
+    async def _call(self, operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        if operation not in self.replies:
+            raise AccessDenied(f"the role needs {operation}")
+        return self.replies[operation]
+
+
+class State:
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.broken: StoreError | None = None
+
+    async def spool(self) -> Any:
+        if self.broken:
+            raise self.broken
+        return self.store.spool
+
+
+@dataclass
+class Around:
+    session: Session
+    state: State
+    observer: Recorder
+    close_timeout: float = 1.0
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.session, self.state = Session(), State()
+        around: Any = Around(self.session, self.state, Recorder())
+        self.looking = Looking(around, lambda mapping: "arn:aws:lambda:eu-west-1:123456789012:function:count")
+
+    async def put(self, kind: SpoolKind, key: str, count: int, message: str = "no order {}") -> None:
+        entries = [
+            SpoolEntry(
+                kind=kind,
+                mapping="clicks",
+                id=f"{key}-{at}",
+                key=key,
+                shard="s-1",
+                at=EPOCH + at,
+                body=b'{"payload": "{\\"Records\\": [%d]}"}' % at,
+                error_type="KeyError" if message else "",
+                error_message=message.format(at),
+            )
+            for at in range(count)
+        ]
+        assert await self.state.store.spool.put(entries, LIMITS)
+
+    async def look(self, *mappings: Mapping) -> list[dict[str, Any]]:
+        return await look(mappings, self.looking)
+
+
+def mapping(arn: str = STREAM, **more: Any) -> Mapping:
+    streams = {} if ":sqs:" in arn else {"starting_position": "LATEST"}
+    return Mapping(name="clicks", event_source_arn=arn, function_name="count", **streams, **more)
+
+
+def failing_to(destination: str) -> dict[str, Any]:
+    return {"destination_config": {"on_failure": {"destination": destination}}}
+
+
+async def test_a_mapping_without_anything_has_no_places() -> None:
+    assert await Rig().look(mapping(), mapping()) == []
+
+
+async def test_what_is_spooled_and_parked_is_grouped_by_its_error() -> None:
+    rig = Rig()
+    await rig.put("delivery", FAILED, 3)
+    await rig.put("parked", "customer 7", 2, message="")
+    spool, parked = await rig.look(mapping())
+    assert (spool["where"], spool["name"], spool["total"], spool["sample"]) == ("spool", FAILED, 3, False)
+    (group,) = spool["groups"]
+    assert (group["what"], group["fingerprint"], group["count"]) == ("KeyError", "no order <number>", 3)
+    assert (group["newest"], group["oldest"]) == (EPOCH + 2, EPOCH)
+    assert (parked["where"], parked["name"], parked["total"]) == ("parked", "customer 7", 2)
+    assert [(one["what"], one["records"]) for one in parked["groups"]] == [("parked", 2)]
+
+
+async def test_of_very_many_only_a_sample_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failing, "ENTRIES", 60)
+    rig = Rig()
+    await rig.put("parked", "customer 7", 500)
+    (place,) = await rig.look(mapping())
+    assert (place["total"], place["looked_at"], place["sample"]) == (500, 60, True)
+    await rig.put("parked", "customer 8", 500)
+    assert [place["looked_at"] for place in await rig.look(mapping())] == [30, 30]
+
+
+async def test_one_that_waits_is_shown_in_full_with_what_is_json_in_it() -> None:
+    rig = Rig()
+    await rig.put("parked", "customer 7", 2)
+    (place,) = await rig.look(mapping())
+    id_ = place["groups"][0]["newest_id"]
+    shown = await show(id_, [mapping()], rig.looking)
+    assert shown == {
+        "id": id_,
+        "key": "customer 7",
+        "shard": "s-1",
+        "at": "2023-11-14T22:13:21Z",
+        "errorType": "KeyError",
+        "errorMessage": "no order 1",
+        "body": {"payload": {"Records": [1]}},
+    }
+
+
+@pytest.mark.parametrize("id_", ["parked:clicks:99", "parked:clicks:x", "spool:clicks:1"])
+async def test_what_waits_no_more_is_not_there(id_: str) -> None:
+    rig = Rig()
+    await rig.put("parked", "customer 7", 2)
+    with pytest.raises(KeyError):
+        await show(id_, [mapping()], rig.looking)
+
+
+@pytest.mark.parametrize(
+    ("id_", "line"),
+    [("nonsense", "as `poller failures` shows it"), ("parked:nobody:1", "there is no such mapping")],
+)
+async def test_what_is_no_id_is_refused(id_: str, line: str) -> None:
+    with pytest.raises(ReplayRefused, match=line):
+        await show(id_, [mapping()], Rig().looking)
+
+
+async def test_a_store_that_cannot_be_read_is_said_so() -> None:
+    rig = Rig()
+    rig.state.broken = StoreError("the file is damaged")
+    (place,) = await rig.look(mapping())
+    assert (place["where"], place["note"]) == ("spool", "the file is damaged")
+
+
+@pytest.mark.parametrize("destination", [FAILED, "arn:aws:s3:::failed"])
+async def test_a_destination_that_cannot_be_looked_into_says_why_and_harms_no_other(destination: str) -> None:
+    rig = Rig()
+    await rig.put("parked", "customer 7", 1)
+    denied, parked = await rig.look(mapping(**failing_to(destination)))
+    assert denied["note"].startswith("the role needs ")
+    assert denied["total"] is None
+    assert parked["total"] == 1
+
+
+async def test_what_only_passes_on_is_named() -> None:
+    (place,) = await Rig().look(mapping(**failing_to("arn:aws:sns:eu-west-1:123456789012:failed")))
+    assert place["note"] == "it passes on what it gets: look where that goes"
+
+
+async def test_a_queue_that_counts_receives_is_only_counted() -> None:
+    rig = Rig()
+    attributes = {
+        "ApproximateNumberOfMessages": "7",
+        "ApproximateNumberOfMessagesNotVisible": "2",
+        "RedrivePolicy": "{}",
+    }
+    rig.session.replies = {
+        "GetQueueUrl": {"QueueUrl": "http://queue"},
+        "GetQueueAttributes": {"Attributes": attributes},
+    }
+    (place,) = await rig.look(mapping(**failing_to(FAILED)))
+    assert (place["total"], place["looked_at"]) == (7, 0)
+    assert place["note"] == "it has a redrive policy, and to look counts as a receive: only counted"
+
+
+async def test_an_empty_queue_is_not_received_from() -> None:
+    rig = Rig()
+    counts = {"ApproximateNumberOfMessages": "0", "ApproximateNumberOfMessagesNotVisible": "2"}
+    rig.session.replies = {
+        "GetQueueUrl": {"QueueUrl": "http://queue"},
+        "GetQueueAttributes": {"Attributes": counts},
+    }
+    (place,) = await rig.look(mapping(**failing_to(FAILED)))
+    assert (place["total"], place["note"]) == (0, "2 more are received by somebody now")
+
+
+async def test_a_queue_whose_dead_letters_cannot_be_found_says_why() -> None:
+    (place,) = await Rig().look(mapping(QUEUE))
+    assert (place["where"], place["note"]) == ("dead_letters", "the role needs GetQueueUrl")
+
+
+async def test_a_queue_without_dead_letters_has_no_such_place() -> None:
+    rig = Rig()
+    rig.session.replies = {
+        "GetQueueUrl": {"QueueUrl": "http://queue"},
+        "GetQueueAttributes": {"Attributes": {}},
+    }
+    assert await rig.look(mapping(QUEUE)) == []
+    with pytest.raises(ReplayRefused, match="has no dead-letter queue"):
+        await show("dead_letters:clicks:m-1", [mapping(QUEUE)], rig.looking)
+
+
+@pytest.mark.parametrize("where", ["queue", "objects"])
+async def test_a_mapping_without_that_destination_has_nothing_to_show(where: str) -> None:
+    with pytest.raises(ReplayRefused, match="has no such destination"):
+        await show(f"{where}:clicks:m-1", [mapping()], Rig().looking)
+
+
+async def test_what_takes_too_long_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failing, "PATIENCE", 0.01)
+    rig = Rig()
+
+    async def slow(*_: Any) -> Any:
+        import anyio
+
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(rig.session, "api", slow)
+    (place,) = await rig.look(mapping(**failing_to(FAILED)))
+    assert place["note"].startswith("it could not be looked into within")
+
+
+def test_objects_of_queues_and_of_streams_lie_in_different_places() -> None:
+    arn = "arn:aws:lambda:eu-west-1:123456789012:function:count"
+    assert failing.object_prefix(mapping(QUEUE), arn) == "aws/lambda/async/count/"
+    assert failing.object_prefix(mapping(), arn).startswith("aws/lambda/")
