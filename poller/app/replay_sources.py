@@ -341,7 +341,7 @@ def _stream_replay(
     replay = Replay(plan, source, invoker)
     return Opened(
         replay,
-        note=lambda: replay.trouble or source.note,
+        note=lambda: replay.doing or source.note,
         exhausted=lambda: replay.door.is_open and source.exhausted,
         noted=noted,
     )

@@ -73,19 +73,25 @@ class Replay:
         self._shards_at_once = max(1, plan.concurrency // self._lanes)
         self._source = source
         self._invoker = invoker
-        self._pipelines: set[Pipeline] = set()
+        # By the pipelines that they are done by.
+        self._works: dict[Pipeline, StreamWork] = {}
         self._passed: dict[str, Record] = {}
         self._noted = anyio.Event()
         # Nobody may take a step for told while somebody else is still telling it.
         self._telling = anyio.Lock()
 
     def __repr__(self) -> str:
-        return f"<Replay {self._plan.plan.name}: {len(self._pipelines)} lanes at work>"
+        return f"<Replay {self._plan.plan.name}: {len(self._works)} lanes at work>"
 
     @property
     def trouble(self) -> str | None:
         """Why it does not go on at the moment."""
         return self.health.trouble
+
+    @property
+    def doing(self) -> str:
+        """What it waits for, in a few words; empty when that is nothing special."""
+        return self.trouble or next((work.doing for work in self._works.values() if work.doing), "")
 
     async def run(self) -> None:
         """Work until all is done, or until quiet and drained."""
@@ -104,7 +110,7 @@ class Replay:
     def quiet(self) -> None:
         """Take up nothing more; `run` returns when what is at work is done."""
         self.door.close()
-        for pipeline in self._pipelines:
+        for pipeline in self._works:
             pipeline.quiet()
 
     # --- the source -----------------------------------------------------------------------------------------------------
@@ -144,23 +150,24 @@ class Replay:
 
     async def _work_on(self, shard: str, reader: Reader) -> None:
         lanes = Lanes(reader, self._lanes, partial(self._note, shard))
-        pipelines = [self._pipeline(shard, lane) for lane in lanes.lanes]
-        self._pipelines.update(pipelines)
+        works = dict(self._pipeline(shard, lane) for lane in lanes.lanes)
+        self._works.update(works)
         if not self.door.is_open:
             self.quiet()
         async with anyio.create_task_group() as tasks:
-            for pipeline in pipelines:
+            for pipeline in works:
                 tasks.start_soon(pipeline.run)
-        self._pipelines.difference_update(pipelines)
+        for pipeline in works:
+            del self._works[pipeline]
         # While it is open: what the source keeps for it ends with that.
         await self._flush()
 
-    def _pipeline(self, shard: str, lane: Reader) -> Pipeline:
+    def _pipeline(self, shard: str, lane: Reader) -> tuple[Pipeline, StreamWork]:
         name = self._plan.plan.name
         around = parts.build(name, lane, self._invoker, 1, self.door, self.health)
         # There are no windows: nothing is to be kept when one ends.
         work = StreamWork(self._plan.batches(shard), around, None, lambda: None)
-        return Pipeline(self._plan.plan, around, work)
+        return Pipeline(self._plan.plan, around, work), work
 
     # --- how far it is --------------------------------------------------------------------------------------------------
 

@@ -315,3 +315,18 @@ async def test_a_shard_without_records_is_over_at_once():
     rig = Rig(source)
     await rig.replay.run()
     assert rig.batches == ["1"]
+
+
+@virtual
+async def test_it_says_what_it_waits_for():
+    rig = Rig(
+        Source({"a": "12"}),
+        handler=failing_on("1", reply=ERROR),
+        policy=StreamPolicy(maximum_retry_attempts=3),
+    )
+    assert rig.replay.doing == ""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(rig.replay.run)
+        await settle_down()
+        assert rig.replay.doing == "retrying the batch from 1, 1 attempts failed"
+    assert rig.replay.doing == ""
