@@ -88,3 +88,10 @@ def repairable(event: dict[str, Any], context: Any) -> None:
         raise ValueError("not repaired yet")
     at = time.time()
     write([f"{at} {text}" for text in texts])
+
+
+def repairable_changes(event: dict[str, Any], context: Any) -> None:
+    """Refuse every change until REPAIRED exists; then note the keys and kinds of all."""
+    if not os.path.exists(os.environ["REPAIRED"]):
+        raise ValueError("not repaired yet")
+    write([f"{one['dynamodb']['Keys']['id']['S']} {one['eventName']}" for one in event["Records"]])

@@ -308,6 +308,58 @@ def test_records_of_a_stream_are_run_again_by_time_by_number_and_by_key(scene: S
         until(lambda: daemon.status()["work"]["shards"][0]["sequence_number"] == numbers[-1], "it stays")
 
 
+def test_changes_of_a_table_are_run_again_from_a_queue_and_from_the_stream(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    failed = Queues(emulator.endpoint_url).create(VisibilityTimeout="5")
+    tables = client("dynamodb", emulator.endpoint_url)
+    table = tables.create_table(
+        TableName=f"t-{uuid.uuid4().hex[:12]}",
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+        StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+    )["TableDescription"]
+    repaired = tmp_path / "repaired"
+    config = mapping(
+        table["LatestStreamArn"],
+        "repairable_changes",
+        batch_size="7",
+        parallelization_factor="3",
+        maximum_retry_attempts="0",
+        idle_interval_in_seconds="0.2",
+        destination_config__on_failure__destination=f'"{failed.arn}"',
+    )
+    daemon = Daemon(tmp_path, emulator.endpoint_url, config, REPAIRED=str(repaired))
+    with running(daemon):
+        for number in range(60):
+            tables.put_item(TableName=table["TableName"], Item={"id": {"S": f"i{number}"}})
+        taken = 'poller_on_failure_destination_delivered_events_total{mapping="work"} 60.0'
+        until(lambda: taken in daemon.page("/metrics"), "all have failed")
+        repaired.touch()
+        wanted = sorted(f"i{number} INSERT" for number in range(60))
+        assert f"{60:>9,} succeeded" in replayed(daemon, "work", "--from-queue", failed.arn)
+        assert sorted(daemon.handled()) == wanted
+        assert failed.empty()
+        assert f"{60:>9,} succeeded" in replayed(daemon, "work", "--from", "TRIM_HORIZON")
+        assert sorted(daemon.handled()) == sorted(wanted * 2)
+
+
+def test_a_reload_that_replaces_the_function_interrupts_its_replay(scene: Scene) -> None:
+    with running(scene.daemon) as daemon:
+        scene.poisoned(300)
+        process = replay(daemon, "work", "--from-queue", scene.failed.arn, "--rate", "50", "--yes")
+        until(lambda: poison(daemon.handled()).total() >= BATCH, "it has begun")
+        daemon.file.write_text(daemon.file.read_text().replace("timeout = 10", "timeout = 11"))
+        daemon.signal(signal.SIGHUP)
+        code, report, _ = finished(process)
+        assert code == 1
+        assert "is interrupted: the configuration has changed" in report
+        (job,) = jobs(daemon)
+        assert f"{300:>9,} succeeded" in replayed(daemon, "--resume", job["id"])
+        assert poison(daemon.handled()).total() == 300
+
+
 QUEUED = """
 [daemon]
 state = "sqlite:poller.db"
