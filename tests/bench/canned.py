@@ -1,7 +1,9 @@
 """A canned endpoint of SQS, Kinesis and DynamoDB Streams, in a process of its own: it answers at once, remembers nothing, and
 is never the limit. `GET /stats` tells what was served and the CPU seconds that it took.
 
-    python -m tests.bench.canned        prints its port, and ends when its standard input does
+    python -m tests.bench.canned CA_FILE    prints its ports, plain and TLS, and ends when its standard input does
+
+The authority that vouches for the TLS port is written to CA_FILE.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import ssl
 import sys
 import threading
 import time
@@ -16,6 +19,7 @@ from collections import Counter
 from typing import Any
 
 import orjson
+import trustme
 import uvloop
 
 from tests.bench.canned_reply import http
@@ -98,15 +102,27 @@ def _header(head: bytes, name: bytes) -> bytes:
     return head[at + len(name) : end if end >= 0 else len(head)].strip()
 
 
-async def serve() -> None:
-    """Listen on a free port of loopback, for ever."""
-    loop = asyncio.get_running_loop()
+async def serve(ca_file: str) -> None:
+    """Listen on free ports of loopback, for ever."""
     services = Services()
-    server = await loop.create_server(lambda: Connection(services), "127.0.0.1", 0, backlog=4096)
-    port = server.sockets[0].getsockname()[1]
-    services.sqs.address = f"http://127.0.0.1:{port}"
-    print(port, flush=True)
+    plain, secure = await _listen(services, None), await _listen(services, _vouched(ca_file))
+    services.sqs.address = f"http://127.0.0.1:{plain}"
+    print(plain, secure, flush=True)
     await asyncio.Event().wait()
+
+
+async def _listen(services: Services, tls: ssl.SSLContext | None) -> int:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(services), "127.0.0.1", 0, backlog=4096, ssl=tls)
+    return int(server.sockets[0].getsockname()[1])
+
+
+def _vouched(ca_file: str) -> ssl.SSLContext:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(ca_file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
 
 
 def _end_with_parent() -> None:
@@ -116,4 +132,4 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    uvloop.run(serve())
+    uvloop.run(serve(sys.argv[1]))

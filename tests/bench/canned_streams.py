@@ -122,6 +122,13 @@ class Kinesis(_Streams):
     def answer(self, operation: str, params: dict[str, Any]) -> tuple[bytes, float]:
         if operation == "ListShards":
             return http(orjson.dumps({"Shards": self.shards(_stream(params))})), 0.0
+        if operation == "DescribeStream":  # async-kinesis wants its status
+            described = {
+                "StreamStatus": "ACTIVE",
+                "HasMoreShards": False,
+                "Shards": self.shards(_stream(params)),
+            }
+            return http(orjson.dumps({"StreamDescription": described})), 0.0
         return super().answer(operation, params)
 
     def page_of(self, sequence_number: str) -> int:

@@ -5,6 +5,7 @@
 * `aiobotocore`: what a good user would write: one client, ten loops at the same time, uvloop.
 * `boto3`: the loop of every tutorial: one thread, blocking.
 * `wire`: poller's own hot calls in ten loops, without the engine, events or a handler.
+* `async-kinesis`: the consumer of that package.
 * `kinesis-aiobotocore` and so on: the same on streams; see `stream_loops`.
 """
 
@@ -102,6 +103,7 @@ LOOPS_BY_NAME: dict[str, Any] = {
     "aiobotocore": aiobotocore,
     "wire": wire,
     "kinesis-aiobotocore": stream_loops.aiobotocore("kinesis"),
+    "async-kinesis": stream_loops.async_kinesis,
     "kinesis-wire": stream_loops.wire("kinesis"),
     "dynamodb-aiobotocore": stream_loops.aiobotocore("dynamodbstreams"),
     "dynamodb-wire": stream_loops.wire("dynamodbstreams"),

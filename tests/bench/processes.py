@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.bench.canned_reply import ACCOUNT
 from tests.bench.windows import REGION
+from tests.servers import NpmPackage, install, node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
+SQS_CONSUMER = NpmPackage("sqs-consumer", "15.0.3")
 #: Seconds for something that should take well under one; the machine may be busy.
 PATIENCE = 60.0
 _SERIES = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -73,6 +75,9 @@ class Endpoint(NamedTuple):
     """The canned endpoint while it runs."""
 
     url: str
+    secure_url: str
+    ca_bundle: Path
+    """Whom to trust at the secure one."""
 
     def stats(self) -> dict[str, float]:
         found: dict[str, float] = json.loads(fetch(f"{self.url}/stats"))
@@ -82,16 +87,19 @@ class Endpoint(NamedTuple):
 @contextmanager
 def endpoint() -> Iterator[Endpoint]:
     """Run the canned endpoint."""
-    command = [sys.executable, "-m", "tests.bench.canned"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, text=True, env=environment(), cwd=ROOT
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield Endpoint(f"http://127.0.0.1:{int(process.stdout.readline())}")
-        finally:
-            _stop(process)
+    with TemporaryDirectory() as folder:
+        ca_bundle = Path(folder) / "ca.pem"
+        command = [sys.executable, "-m", "tests.bench.canned", str(ca_bundle)]
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment(), cwd=ROOT
+        ) as process:
+            assert process.stdout is not None
+            try:
+                plain, secure = process.stdout.readline().split()
+                yield Endpoint(f"http://127.0.0.1:{plain}", f"https://127.0.0.1:{secure}", ca_bundle)
+            finally:
+                _stop(process)
 
 
 # --- the loops ----------------------------------------------------------------------------------------------------------
@@ -100,7 +108,18 @@ def endpoint() -> Iterator[Endpoint]:
 def run_loop(name: str, url: str, warm_up: float, seconds: float) -> dict[str, float]:
     """Run one of `tests.bench.loops` and return what it measured of itself."""
     command = [sys.executable, "-m", "tests.bench.loops", name, url]
-    command += ["--warm-up", str(warm_up), "--seconds", str(seconds)]
+    return _measured([*command, "--warm-up", str(warm_up), "--seconds", str(seconds)], warm_up + seconds)
+
+
+def run_sqs_consumer(url: str, warm_up: float, seconds: float) -> dict[str, float]:
+    """Run `sqs_consumer.mjs` and return what it measured of itself."""
+    folder = install(SQS_CONSUMER)
+    # Node looks for modules beside the file, not where it was started.
+    script = copy(Path(__file__).with_name("sqs_consumer.mjs"), folder / "sqs_consumer.mjs")
+    return _measured([node(), str(script), url, str(warm_up), str(seconds)], warm_up + seconds)
+
+
+def _measured(command: list[str], seconds: float) -> dict[str, float]:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, env=environment(), cwd=ROOT, timeout=seconds + PATIENCE
     )
@@ -119,7 +138,7 @@ shutdown_timeout = 2
 [aws]
 region = "{region}"
 endpoint_url = "{endpoint}"
-
+{aws}
 """
 _FUNCTION = """
 [functions.{name}]
@@ -202,10 +221,13 @@ def dynamodb(name: str, more: str = "") -> Mapped:
     return Mapped(name, stream, "dynamodb", more)
 
 
-def write_config(folder: Path, url: str, mappings: list[Mapped]) -> tuple[Path, int]:
+def write_config(
+    folder: Path, url: str, mappings: list[Mapped], ca_bundle: Path | None = None
+) -> tuple[Path, int]:
     """Write a file with `mappings`, and the handlers beside it; return the file and its port."""
     port = _free_port()
-    text = _FILE.format(port=port, region=REGION, endpoint=url)
+    aws = f'ca_bundle = "{ca_bundle}"\n' if ca_bundle else ""
+    text = _FILE.format(port=port, region=REGION, endpoint=url, aws=aws)
     text += "".join(_FUNCTION.format(name=name) for name in {one.function for one in mappings})
     text += "".join(_MAPPING.format(**one._asdict()) for one in mappings)
     file = folder / "poller.toml"
@@ -215,14 +237,25 @@ def write_config(folder: Path, url: str, mappings: list[Mapped]) -> tuple[Path, 
 
 
 @contextmanager
-def daemon(url: str, mappings: list[Mapped], module: str = "poller") -> Iterator[Daemon]:
-    """Run the real daemon on the endpoint at `url`; `module` is what makes one of it."""
+def daemon(
+    url: str,
+    mappings: list[Mapped],
+    module: str = "poller",
+    *,
+    ca_bundle: Path | None = None,
+    watch_after: float = 0.0,
+) -> Iterator[Daemon]:
+    """Run the real daemon on the endpoint at `url`; `module` is what makes one of it.
+
+    Its loop is watched from so many seconds after the first invocation on.
+    """
     with TemporaryDirectory() as folder:
-        file, port = write_config(Path(folder), url, mappings)
+        file, port = write_config(Path(folder), url, mappings, ca_bundle)
         blocks = Path(folder) / "blocks"
+        watch = {"BENCH_BLOCKS": str(blocks), "BENCH_WATCH_AFTER": str(watch_after)}
         command = [sys.executable, "-m", module, "run", "-c", str(file), "--log-level", "error"]
         begun = time.monotonic()
-        process = subprocess.Popen(command, env=environment() | {"BENCH_BLOCKS": str(blocks)}, cwd=folder)
+        process = subprocess.Popen(command, env=environment() | watch, cwd=folder)
         try:
             yield Daemon(process, port, begun, blocks)
         finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tests.bench.scenarios import BASELINES, PLAIN, SCENARIOS
+from tests.bench.scenarios import BASELINES, OTHERS, PLAIN, SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +31,9 @@ _LABELS = {
     "start_cpu": ("CPU until ready", " s"),
     "check": ("takes", " s"),
     "ratio": ("against aiobotocore", " x"),
-    "of_plain": ("against no filter", " %"),
+    "other": ("against sqs-consumer or async-kinesis", " x"),
+    "of_plain": ("against neither filter nor TLS", " %"),
+    "per_cpu": ("a CPU second", ""),
 }
 
 
@@ -43,6 +45,8 @@ def add_ratios(rounds: Rounds) -> None:
         for number, one in enumerate(rounds.get(scenario.name, [])):
             if base := _at(rounds, BASELINES[scenario.throughput], number):
                 one["ratio"] = one["per_cpu"] / base
+            if base := _at(rounds, OTHERS.get(scenario.throughput, ""), number):
+                one["other"] = one["per_cpu"] / base
             if base := _at(rounds, PLAIN[scenario.throughput], number):
                 one["of_plain"] = 100 * one["per_cpu"] / base
 
@@ -94,9 +98,9 @@ def markdown(rounds: Rounds, seconds: float) -> str:
 def _throughput(ran: list[Scenario], results: dict[str, Figures], rounds: Rounds) -> Iterable[str]:
     yield (
         "| scenario | messages or records a CPU second | lowest to highest | x aiobotocore | CPU us each | a second | "
-        "core used | endpoint's core | resident MB |"
+        "core used | endpoint's core | resident MB | longest block ms |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for scenario in ran:
         one = results[scenario.name]
         spread = sorted(figures["per_cpu"] for figures in rounds[scenario.name])
@@ -111,6 +115,7 @@ def _throughput(ran: list[Scenario], results: dict[str, Figures], rounds: Rounds
             f"{one['cpu'] / one['wall']:.0%}",
             f"{one['endpoint_share']:.0%}",
             f"{one['rss'] / 1e6:.0f}",
+            f"{one['longest']:.0f}" if "longest" in one else "-",
         ]
         yield f"| {' | '.join(cells)} |"
 
@@ -129,7 +134,7 @@ def _bars(ran: list[Scenario], results: dict[str, Figures]) -> Iterable[str]:
 def _line(scenario: Scenario, figure: str, value: float, bar: Bar | None) -> str:
     label, unit = _LABELS[figure]
     verdict = "-" if bar is None else "yes" if bar.met(value) else "**no**"
-    return f"| {scenario.title} | {label} | {value:.2f}{unit} | {bar or '-'} | {verdict} |"
+    return f"| {scenario.title} | {label} | {value:,.{0 if value >= 1000 else 2}f}{unit} | {bar or '-'} | {verdict} |"
 
 
 def save(rounds: Rounds, text: str, seconds: float, part: str) -> Path:
