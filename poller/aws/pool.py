@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from poller import __version__
@@ -42,7 +43,9 @@ class Pool:
         # As one write, so that it leaves in one packet if it can.
         self._request = _start_of(route) + b"%bContent-Length: %d\r\n\r\n%b"
         self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Semaphore(most)
+        self._most = most
+        self._taken = 0
+        self._turns: deque[asyncio.Future[None]] = deque()
         self._idle: list[Connection] = []
         self._asked: dict[Connection, float] = {}
         self._open: set[Connection] = set()
@@ -74,11 +77,10 @@ class Pool:
         """
         now = self._loop.time()
         deadline = now + timeout
-        if self._room.locked():
-            async with asyncio.timeout(timeout):
-                await self._room.acquire()
+        if self._taken < self._most:
+            self._taken += 1
         else:
-            await self._room.acquire()
+            await self._turn(timeout)
         try:
             connection = self._take(now) or await self._connect(deadline)
             self._asked[connection] = deadline
@@ -92,7 +94,7 @@ class Pool:
             finally:
                 del self._asked[connection]
         finally:
-            self._room.release()
+            self._leave()
         if connection.replies == 1:
             self._learn(connection, reply)
         if connection.is_idle:
@@ -104,6 +106,26 @@ class Pool:
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.end()
+
+    async def _turn(self, timeout: float) -> None:
+        """Wait for the place of somebody who leaves; who came first is served first."""
+        turn = self._loop.create_future()
+        self._turns.append(turn)
+        try:
+            async with asyncio.timeout(timeout):
+                await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._taken -= 1
 
     def _take(self, now: float) -> Connection | None:
         while self._idle:

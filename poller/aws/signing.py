@@ -113,7 +113,7 @@ class Signer:
         self._second = -1
         self._credentials: Frozen | None = None
         self._day = ""
-        self._signing_key = b""
+        self._inner = self._outer = sha256()
         self._prepared: dict[str, _Second] = {}
 
     def headers(self, target: str, body: bytes, credentials: Frozen) -> bytes:
@@ -126,10 +126,11 @@ class Signer:
         canonical = prepared.canonical.copy()
         canonical.update(sha256(body).hexdigest().encode())
         to_sign = prepared.to_sign + canonical.hexdigest().encode()
-        return b"%b%b\r\n" % (
-            prepared.headers,
-            hmac.digest(self._signing_key, to_sign, "sha256").hex().encode(),
-        )
+        # HMAC, whose two hashes have begun with the key: half of what the library's costs.
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(to_sign)
+        outer.update(inner.digest())
+        return b"%b%b\r\n" % (prepared.headers, outer.hexdigest().encode())
 
     def _prepare(self, target: str, second: int, credentials: Frozen) -> _Second:
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
@@ -164,4 +165,7 @@ class Signer:
         key = b"AWS4" + credentials.secret_key.encode()
         for part in (day.encode(), *self._key_path):
             key = hmac.digest(key, part, "sha256")
-        self._signing_key, self._day, self._credentials = key, day, credentials
+        block = key.ljust(64, b"\0")
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
+        self._day, self._credentials = day, credentials

@@ -32,6 +32,7 @@ CALL_TIMEOUT = 10.0
 CONCURRENCY = 8
 #: Times that undone entries are sent again.
 RETRIES = 5
+_IDS = tuple(map(str, range(API_BATCH)))
 #: SQS's codes for a receipt that no longer counts: expired, held for 12 hours, or the message is gone.
 STALE_CODES = frozenset({"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight"})
 
@@ -107,7 +108,8 @@ class BatchRequests:
     ) -> Answers:
         """Send at most ten entries, once. Raises AwsError when the request as a whole failed."""
         entries = [
-            {"Id": str(at), "ReceiptHandle": record.receipt, **extra} for at, record in enumerate(records)
+            {"Id": id_, "ReceiptHandle": record.receipt, **extra}
+            for id_, record in zip(_IDS, records, strict=False)
         ]
         reply = await self._api(operation, {"QueueUrl": self._url, "Entries": entries}, timeout)
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
-from anyio import create_task_group
+from anyio import create_task_group, wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 from poller.aws import connection, dial, pool
@@ -234,6 +234,24 @@ async def test_a_full_pool_makes_wait_and_lets_the_next_one_in() -> None:
             with pytest.raises(TimeoutError):
                 await ask(connections, timeout=0.03)
             tasks.cancel_scope.cancel()
+        assert (await ask(connections)).body == b"{}"
+
+
+@pytest.mark.parametrize("given", [False, True])
+async def test_who_gives_up_waiting_for_a_place_takes_none(given: bool) -> None:
+    async with RawServer(Say(b""), Say(reply())) as server, open_pool(server, most=1) as connections:
+        async with create_task_group() as tasks, asyncio.TaskGroup() as others:
+            tasks.start_soon(ask, connections)
+            await server.asked.wait()
+            waiting = [others.create_task(ask(connections)) for _ in range(2)]
+            await wait_all_tasks_blocked()
+            if given:  # at the same moment
+                tasks.cancel_scope.cancel()
+                await checkpoint()
+            for task in waiting:
+                task.cancel()
+            tasks.cancel_scope.cancel()
+        assert connections._taken == 0
         assert (await ask(connections)).body == b"{}"
 
 
