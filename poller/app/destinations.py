@@ -17,6 +17,7 @@ from poller.destinations.sns import SnsDestination
 from poller.destinations.sqs import SqsDestination
 from poller.engine.delivery import Route
 from poller.engine.invoker import Call, FunctionPlan, Invoker
+from poller.errors import PollerError
 
 if TYPE_CHECKING:
     from poller.app.functions import Loaded
@@ -51,7 +52,7 @@ def ends(mapping: Mapping, outside: Outside, spooler: Spooler | None) -> Ends:
     """The destinations that `mapping` names, and where goes what they do not take."""
     return Ends(
         **{
-            key: Route(destination(text, mapping, outside), spooling.overflow(mapping, text, spooler))
+            key: Route(_destination(text, mapping, outside), spooling.overflow(mapping, text, spooler))
             for key, text in mapping.destinations.items()
         }
     )
@@ -63,8 +64,14 @@ def functions_of(mapping: Mapping, loaded: dict[str, Loaded]) -> tuple[Loaded, .
     return tuple(loaded[name] for name in names if name in loaded)
 
 
-def destination(text: str, mapping: Mapping, outside: Outside) -> Destination:
-    """The destination of this name, which `mapping` has or had."""
+def former(text: str, mapping: Mapping, outside: Outside) -> Destination:
+    """The destination that `mapping` names or has named so; raises PollerError when there is none any more."""
+    if text == destination_function(text) and text not in outside.loaded:
+        raise PollerError(f"function {text} is in use no more: name it in a destination_config again")
+    return _destination(text, mapping, outside)
+
+
+def _destination(text: str, mapping: Mapping, outside: Outside) -> Destination:
     name = destination_function(text)
     if name is not None:
         return _function(name, text, mapping, outside)

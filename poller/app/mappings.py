@@ -65,7 +65,7 @@ def specs(config: Config, loaded: dict[str, Loaded], around: Surroundings) -> li
 def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: Surroundings) -> MappingSpec:
     function = loaded[mapping.function]
     outside = destinations.Outside(loaded, around.session, around.observer, around.world)
-    named = partial(destinations.destination, mapping=mapping, outside=outside)
+    named = partial(destinations.former, mapping=mapping, outside=outside)
     spooler = spooling.spooler(mapping, config, around.state, named, around.observer, around.world)
 
     @asynccontextmanager

@@ -284,6 +284,15 @@ def test_what_a_destination_never_takes_is_an_error_each_time() -> None:
     ] * 2
 
 
+def test_what_turns_out_to_be_too_large_when_it_comes_from_the_spool_is_said_to_stay_there() -> None:
+    out = Log()
+    LogObserver().delivery_failed(DeliveryFailed("orders", "", "2 bytes; it takes 1", None, spooled=True))
+    (line,) = out.lines()
+    assert line["message"] == (
+        "orders: the on-failure destination never takes this; it stays in the spool: 2 bytes; it takes 1"
+    )
+
+
 def test_a_function_that_fails_as_a_destination_is_not_said_to_have_records() -> None:
     out = Log()
     failed = Failed(FunctionError("ValueError", "no"))

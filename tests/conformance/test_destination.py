@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from poller.aws import session as aws_session
-from poller.errors import AwsError, FunctionFailed, PollerError
+from poller.errors import AwsError, DocumentTooLarge, FunctionFailed, PollerError
 from tests.conformance.places import EMULATED, INSIDE, SCRIPTED, OwnFunction, emulated, scripted
 from tests.engine.fakes import delivery_of
 
@@ -106,6 +106,20 @@ async def test_what_is_not_taken_is_an_error_with_a_name_and_may_be_sent_once_it
     assert await place.taken(0) == []
     await place.destination.send(delivery())
     assert await place.taken(1) == [place.expected(delivery())]
+
+
+async def test_a_document_above_the_limit_is_refused_for_good_and_without_one_any_is_taken(
+    place: Place,
+) -> None:
+    limit = place.destination.limit
+    large = delivery(note="x" * (limit or 2**20))
+    if limit is None:
+        await place.destination.send(large)
+        assert await place.taken(1) == [place.expected(large)]
+    else:
+        with pytest.raises(DocumentTooLarge):
+            await place.destination.send(large)
+        assert await place.taken(0) == []
 
 
 async def test_a_destination_changes_nothing_of_a_delivery(place: Place) -> None:

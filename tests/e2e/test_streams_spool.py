@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
+from poller.core.spooled import entry as spooled_entry
 from poller.model import SpoolEntry, SpoolLimits
 from poller.stores.sqlite import SqliteStore
 from tests.e2e.harness import REGION, Daemon, Queues, running, until
 from tests.e2e.proxy import proxy
 from tests.e2e.stream_harness import DataStream, Ledger, all_done, all_saved, in_order, mapping
+from tests.engine.fakes import delivery_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,20 +128,26 @@ def timestamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def test_what_is_spooled_of_a_mapping_that_is_gone_is_named_at_the_start(
+def test_what_is_spooled_of_a_mapping_or_for_a_function_that_is_gone_is_shown(
     emulator: Emulator, tmp_path: Path
 ) -> None:
     stream = DataStream(emulator.endpoint_url)
     entry = SpoolEntry("delivery", "old", "1", "arn:failed", "", 1.0, b"{}")
+    lost = replace(spooled_entry(delivery_of({}), "undo", 1.0), mapping="work")
 
     async def leave() -> None:
         store = await SqliteStore.open(tmp_path / "poller.db")
         await store.spool.put([entry], SpoolLimits(10, 1000))
+        await store.spool.put([lost], SpoolLimits(10, 10_000))
         await store.aclose()
 
     anyio.run(leave)
     daemon = Daemon(tmp_path, emulator.endpoint_url, mapping(stream.arn, "record"))
     with running(daemon):
+        until(lambda: daemon.status()["work"]["spool"][0]["why"], "it is tried")
+        (line,) = daemon.status()["work"]["spool"]
+        assert (line["destination"], line["entries"]) == ("undo", 1)
+        assert line["why"] == "function undo is in use no more: name it in a destination_config again"
         assert daemon.stop() == 0
     said = "what is spooled of mapping old waits until the file has a mapping of that name again"
     until(lambda: said in "".join(daemon.logs), "it is said")
