@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from poller.core.spooled import entry as spooled_entry
 from poller.model import SpoolEntry, SpoolLimits
 from poller.stores.sqlite import SqliteStore
+from tests.cable import Cable
+from tests.e2e.destination_ends import BucketEnd
 from tests.e2e.harness import REGION, Daemon, Queues, running, until
-from tests.e2e.proxy import proxy
 from tests.e2e.stream_harness import DataStream, Ledger, all_done, all_saved, in_order, mapping
 from tests.engine.fakes import delivery_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from poller.demo.emulator import Emulator
@@ -26,6 +31,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 RECORDS = 120
+
+
+@contextmanager
+def cut_from(endpoint_url: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """An endpoint that is down until the function beside it is called."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(Cable(endpoint_url)) as cable,
+    ):
+        cable.cut()
+        yield cable.endpoint_url, partial(portal.call, cable.mend)
 
 
 def spooled(daemon: Daemon) -> int:
@@ -77,13 +93,13 @@ def test_what_a_destination_that_is_down_does_not_take_arrives_when_it_is_up_thr
         on_delivery_failure='"spool"',
         maximum_delivery_attempts="2",
     )
-    with proxy(emulator.endpoint_url) as way:
+    with cut_from(emulator.endpoint_url) as (endpoint_url, mend):
         daemon = Daemon(
             tmp_path,
             "",
             config,
             AWS_ENDPOINT_URL=emulator.endpoint_url,
-            AWS_ENDPOINT_URL_SQS=way.endpoint_url,
+            AWS_ENDPOINT_URL_SQS=endpoint_url,
         )
         ledger = Ledger(tmp_path / "ledger")
         stream.put(texts[: RECORDS // 2])
@@ -104,7 +120,7 @@ def test_what_a_destination_that_is_down_does_not_take_arrives_when_it_is_up_thr
             daemon.kill()
         with running(daemon):
             until(lambda: spooled(daemon) == len(bad), "what is spooled is still there")
-            way.up()
+            mend()
             until(lambda: spooled(daemon) == 0, "what was spooled is delivered", patience=90)
             assert daemon.metric('poller_spool_bytes{kind="delivery",mapping="work"}') == 0
             assert daemon.stop() == 0
@@ -122,6 +138,42 @@ def test_what_a_destination_that_is_down_does_not_take_arrives_when_it_is_up_thr
         assert document == expected
         assert list(document) == list(expected), "in the order of the documentation"
     assert arrived == bad
+
+
+def test_what_a_queue_cannot_tell_of_is_spooled_deleted_and_told_after_a_kill(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    queue = Queues(emulator.endpoint_url).create()
+    end = BucketEnd(emulator.endpoint_url, tmp_path)
+    bodies = {f"m{number}" for number in range(30)}
+    queue.send(sorted(bodies))
+    config = (
+        f'[aws]\nregion = "{REGION}"\n[functions.work]\nhandler = "ledger_handlers:poisoned"\n'
+        f'[[mappings]]\nname = "work"\nevent_source_arn = "{queue.arn}"\nfunction_name = "work"\n'
+        f'maximum_retry_attempts = 0\ndestination_config.on_failure.destination = "{end.name}"\n'
+        'on_delivery_failure = "spool"\nmaximum_delivery_attempts = 1\n'
+    )
+    with cut_from(emulator.endpoint_url) as (endpoint_url, mend):
+        daemon = Daemon(
+            tmp_path,
+            "",
+            config,
+            AWS_ENDPOINT_URL=emulator.endpoint_url,
+            AWS_ENDPOINT_URL_S3=endpoint_url,
+        )
+        with running(daemon):
+            until(queue.empty, "all of them are spooled and deleted")
+            assert spooled(daemon)
+            daemon.kill()
+        assert end.documents() == []
+        with running(daemon):
+            mend()
+            until(
+                lambda: spooled(daemon) == 0 and end.documents(), "what was spooled is delivered", patience=90
+            )
+            assert daemon.stop() == 0
+    told = [record["body"] for one in end.documents() for record in one["requestPayload"]["Records"]]
+    assert sorted(told) == sorted(bodies)
 
 
 def timestamp(text: str) -> float:
