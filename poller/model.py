@@ -422,6 +422,30 @@ class DeliveryFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """Records of one key that wait in the spool until the key is resumed; the checkpoint may pass them."""
+
+    mapping: str
+    shard: str
+    key: str
+    records: int
+    error_type: str = ""
+    error_message: str = ""
+    """Of the record that parked its key; both empty for records that only follow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unparked:
+    """Records of a parked key that were handled after all, in their order."""
+
+    mapping: str
+    key: str
+    records: int
+    free: bool
+    """True when nothing of the key is parked any more: its records are live again."""
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged:
     """A mapping went from one state to another."""
 

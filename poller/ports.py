@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Invocation,
         Invoked,
         Job,
+        Parked,
         Received,
         Record,
         Refused,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         StateChanged,
         Trimmed,
         Trouble,
+        Unparked,
         Workers,
     )
 
@@ -274,6 +276,10 @@ class Observer(Protocol):
     def spooled(self, fact: Spooled) -> None: ...
 
     def delivery_failed(self, fact: DeliveryFailed) -> None: ...
+
+    def parked(self, fact: Parked) -> None: ...
+
+    def unparked(self, fact: Unparked) -> None: ...
 
     def state_changed(self, fact: StateChanged) -> None: ...
 

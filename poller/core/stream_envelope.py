@@ -65,6 +65,14 @@ class KinesisEnvelope:
         """The record with a fresh event."""
         return record._replace(event=self._event(shard_id, record.receipt))
 
+    def pack(self, record: Record) -> bytes:
+        """All that `unpack` needs to make the record again, in another process too, as JSON."""
+        return orjson.dumps(record.receipt)
+
+    def unpack(self, shard_id: str, packed: bytes) -> Record:
+        """The record that was packed; raises KeyError, TypeError or ValueError for what makes no sense."""
+        return self.record(shard_id, orjson.loads(packed))
+
     def checkpoint(self, record: Record) -> Checkpoint:
         """How far its shard is done behind this record; inside an aggregate up to here, after its last record all of it."""
         return Checkpoint(record.id, record.receipt.get(SUB_SEQUENCE_NUMBER))
@@ -123,18 +131,21 @@ class DynamoDbEnvelope:
         change = wire["dynamodb"]
         event = self._event(wire, change)
         encoded = orjson.dumps(event)
-        return Record(
-            change["SequenceNumber"],
-            orjson.dumps(change["Keys"], option=orjson.OPT_SORT_KEYS).decode(),
-            len(encoded) + 1,
-            orjson.loads(encoded) if self._shared else event,
-            encoded,
-            float(change["ApproximateCreationDateTime"]),
-        )
+        return _dynamodb_record(change, orjson.loads(encoded) if self._shared else event, encoded)
 
     def rebuild(self, shard_id: str, record: Record) -> Record:
         """The record with a fresh event."""
         return record._replace(event=orjson.loads(record.receipt))
+
+    def pack(self, record: Record) -> bytes:
+        """All that `unpack` needs to make the record again, in another process too, as JSON."""
+        encoded: bytes = record.receipt
+        return encoded
+
+    def unpack(self, shard_id: str, packed: bytes) -> Record:
+        """The record that was packed; raises KeyError, TypeError or ValueError for what makes no sense."""
+        event = orjson.loads(packed)
+        return _dynamodb_record(event["dynamodb"], event, packed)
 
     def checkpoint(self, record: Record) -> Checkpoint:
         """How far its shard is done behind this record."""
@@ -165,6 +176,17 @@ class DynamoDbEnvelope:
             event["userIdentity"] = {"principalId": identity["PrincipalId"], "type": identity["Type"]}
         event["eventSourceARN"] = self._arn
         return event
+
+
+def _dynamodb_record(change: dict[str, Any], event: dict[str, Any], encoded: bytes) -> Record:
+    return Record(
+        change["SequenceNumber"],
+        orjson.dumps(change["Keys"], option=orjson.OPT_SORT_KEYS).decode(),
+        len(encoded) + 1,
+        event,
+        encoded,
+        float(change["ApproximateCreationDateTime"]),
+    )
 
 
 def _change(wire: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from poller.engine.door import Door
     from poller.engine.invoker import Call, Invoker
     from poller.engine.status import Load, ShardStatus
+    from poller.engine.unparking import Unparking
     from poller.model import Outcome
 
 
@@ -254,6 +255,11 @@ class Guarded:
     def circuit(self) -> CircuitState:
         """Where the circuit breaker stands."""
         return self._breaker.circuit.state
+
+    @property
+    def unparking(self) -> Unparking | None:
+        """What takes up parked keys; None where none is ever parked."""
+        return self._runner.unparking
 
     @property
     def trouble(self) -> str | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from poller.engine.invoker import World
     from poller.engine.status import Load, ShardStatus, SpoolStatus, Totals
+    from poller.engine.unparking import Resumed, Unparking
     from poller.model import CircuitState
     from poller.ports import Observer
 
@@ -60,6 +61,11 @@ class Runner(Protocol):
     @property
     def circuit(self) -> CircuitState | None:
         """Where the circuit breaker stands; None for a mapping that has none."""
+        ...
+
+    @property
+    def unparking(self) -> Unparking | None:
+        """What takes up parked keys; None where none is ever parked."""
         ...
 
     async def run(self) -> None:
@@ -247,6 +253,19 @@ class Child:
         else:
             self._woken.set()
 
+    async def resume_keys(self, key: str | None) -> tuple[Resumed, ...]:
+        """Take up one parked key now, or all of them, and say what came of it within a while.
+
+        Raises PollerError for a key that is not parked, for a mapping that parks none, and while it is not running.
+        """
+        if self._runner is None:
+            raise PollerError(
+                f"it is {self.state}, so nothing parked can be taken up: poller status {self.spec.name}"
+            )
+        if self._runner.unparking is None:
+            raise PollerError('it parks no keys: that takes on_poison = "park"')
+        return await self._runner.unparking.resume(key)
+
     def quiet(self) -> None:
         """Receive no more, for good; `done` is set when everything at work has ended."""
         self._quieted = True
@@ -309,6 +328,7 @@ class Child:
     def status(self, totals: Totals) -> MappingStatus:
         """A snapshot."""
         load = self._runner.load() if self._runner else IDLE
+        unparking = self._runner.unparking if self._runner else None
         return MappingStatus(
             name=self.spec.name,
             source=self.spec.source,
@@ -326,6 +346,7 @@ class Child:
             shards=self._runner.shards() if self._runner else (),
             circuit=self._runner.circuit if self._runner else None,
             spool=self.spec.spool(),
+            parked=unparking.status() if unparking else None,
         )
 
 

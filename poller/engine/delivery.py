@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
@@ -22,10 +22,12 @@ from poller.errors import DocumentTooLarge, PollerError
 from poller.model import Delivered, DeliveryFailed, Trouble
 
 if TYPE_CHECKING:
-    from poller.engine.parts import Parts
+    from poller.engine.door import Door
+    from poller.engine.health import Health
+    from poller.engine.invoker import World
     from poller.engine.spooler import Spooler
     from poller.model import Delivery
-    from poller.ports import Destination
+    from poller.ports import Destination, Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +55,32 @@ class Route:
     """None where the destination is tried until it does."""
 
 
+class Site(Protocol):
+    """Where deliveries come from: the parts around a reader, or what else invokes for a mapping."""
+
+    @property
+    def door(self) -> Door: ...
+    @property
+    def health(self) -> Health: ...
+    @property
+    def observer(self) -> Observer: ...
+    @property
+    def world(self) -> World: ...
+
+
 class Outlet:
     """The way to one destination, for one worker at a time."""
 
-    def __init__(self, route: Route, parts: Parts, *, degrades: bool = False) -> None:
+    def __init__(self, route: Route, site: Site, *, degrades: bool = False) -> None:
         """`degrades` shows the mapping as degraded while this waits: for one that has no shards to say so."""
         self.waiting = ""
         """What it waits for, for `/status`; empty when nothing is in its way."""
         self._destination = route.destination
         self._overflow = route.overflow
-        self._health = parts.health if degrades else None
-        self._door = parts.door
-        self._observer = parts.observer
-        self._world = parts.world
+        self._health = site.health if degrades else None
+        self._door = site.door
+        self._observer = site.observer
+        self._world = site.world
 
     async def deliver(self, delivery: Delivery) -> bool:
         """Return True when the destination or the spool has taken it, False when the door closed before.
@@ -86,6 +101,14 @@ class Outlet:
         self._observer.delivery_failed(
             DeliveryFailed(delivery.mapping, delivery.shard, str(error), None, delivery.succeeded)
         )
+
+    async def deliver_or_drop(self, delivery: Delivery) -> bool:
+        """As `deliver`, of what is told of a success: without the telling nothing is lost, so what is too large is left out."""
+        try:
+            return await self.deliver(delivery)
+        except DocumentTooLarge as error:
+            self.tell_too_large(delivery, error)
+            return True
 
     async def _deliver(self, delivery: Delivery) -> bool:
         overflow, tries = self._overflow, 0

@@ -73,6 +73,8 @@ class Pipeline:
     """Gathers batches from one reader and works on them until it is told to be quiet, or a shard has ended."""
 
     circuit = None
+    #: Keys are parked for all pipelines of a stream together.
+    unparking = None
 
     def __init__(self, plan: Plan, parts: Parts, work: Work) -> None:
         self.plan = plan

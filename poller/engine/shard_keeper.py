@@ -13,7 +13,8 @@ runs one pipeline a lane over it. The life of a shard here::
 * Progress is noted whenever the settled prefix of a shard moves, and written by the `Checkpointer`. Leaving `opened` writes
   what is noted, for up to `flush_timeout` seconds; what is not written then is repeated at the next start.
 
-Closing, opening and quietening go to all pipelines, which share one door.
+Closing, opening and quietening go to all pipelines, which share one door. Where keys are parked, all shards share one
+`Parking`, and one `Unparking` beside them takes up what is parked, also while no shard brings anything.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from poller.engine.checkpointer import Checkpointer
 from poller.engine.door import Door
 from poller.engine.health import Health
 from poller.engine.lanes import Lanes
+from poller.engine.parking import Parking
 from poller.engine.pipeline import Pipeline
 from poller.engine.status import IDLE, ShardStatus
 from poller.engine.stream_work import StreamWork
+from poller.engine.unparking import Unparking
 from poller.errors import PollerError, ShardGone, StoreError
 
 if TYPE_CHECKING:
@@ -46,11 +49,12 @@ if TYPE_CHECKING:
     from poller.core.breaker import CircuitPolicy
     from poller.core.shards import StartingPosition
     from poller.engine.invoker import Invoker
+    from poller.engine.parking import ParkingPlan
     from poller.engine.pipeline import Plan
     from poller.engine.status import Load
     from poller.engine.stream_work import Batches
     from poller.model import Checkpoint, Record, Shard, StartAt
-    from poller.ports import CheckpointStore, Reader, Source
+    from poller.ports import CheckpointStore, Reader, Source, Spool
 
 #: Seconds between two listings of a stream on which nothing has ended.
 DISCOVERY = 60.0
@@ -75,6 +79,8 @@ class StreamPlan:
     flush_timeout: float
     """Seconds in which the last checkpoints are written."""
     circuit: CircuitPolicy | None = None
+    parking: ParkingPlan | None = None
+    """None where no key is ever parked."""
 
 
 class _Reading:
@@ -95,7 +101,7 @@ class _Reading:
                 plan.plan.name, lane, keeper.invoker, 1, keeper.door, keeper.health, keeper.breaker
             )
             window = windows.load(checkpoint.window) if batches.window_length else None
-            work = StreamWork(batches, around, window, self._window_closed)
+            work = StreamWork(batches, around, window, self._window_closed, keeper.parking)
             self.works.append(work)
             self.pipelines.append(Pipeline(plan.plan, around, work))
 
@@ -155,7 +161,15 @@ class ShardKeeper:
 
     circuit = None
 
-    def __init__(self, plan: StreamPlan, source: Source, store: CheckpointStore, invoker: Invoker) -> None:
+    def __init__(
+        self,
+        plan: StreamPlan,
+        source: Source,
+        store: CheckpointStore,
+        invoker: Invoker,
+        spool: Spool | None = None,
+    ) -> None:
+        """`spool` is there where the plan has parking."""
         name, observer = plan.plan.name, invoker.observer
         self.plan = plan
         self.invoker = invoker
@@ -169,6 +183,13 @@ class ShardKeeper:
         self._store = store
         self._world = invoker.world
         self._checkpointer = Checkpointer(name, store, observer, self._world)
+        self.parking: Parking | None = None
+        self.unparking: Unparking | None = None
+        if plan.parking and spool:
+            self.parking = Parking(plan.parking, spool, observer, self._world)
+            self.unparking = Unparking(
+                self.parking, plan.batches, plan.plan.limits, invoker, self.door, self.health, self.breaker
+            )
         self._tree = ShardTree({}, plan.position, plan.timestamp)
         self._reading: dict[str, _Reading] = {}
         # Shards that were begun and have no reader at the moment, and why.
@@ -195,6 +216,8 @@ class ShardKeeper:
         """
         self.checkpoints = dict(await self._store.load(self._name))
         self._tree = ShardTree(self.checkpoints, self.plan.position, self.plan.timestamp)
+        if self.parking:
+            await self.parking.open()
         await self._learn(await self._source.shards())
         try:
             yield self
@@ -208,6 +231,8 @@ class ShardKeeper:
             background.start_soon(self._checkpointer.run)
             async with anyio.create_task_group() as self._tasks:
                 background.start_soon(self._discover)
+                if self.unparking:
+                    self._tasks.start_soon(self.unparking.run)
                 self._begin_ready()
                 await self._quieted.wait()
             background.cancel_scope.cancel()
@@ -224,12 +249,16 @@ class ShardKeeper:
             self.door.open()
             for pipeline in self._pipelines():
                 pipeline.open()
+            if self.unparking:
+                self.unparking.wake()
 
     def quiet(self) -> None:
         """Receive no more, for good; `run` returns when what is at work is done."""
         self.door.close()
         for reading in self._reading.values():
             reading.quiet()
+        if self.unparking:
+            self.unparking.quiet()
         self._quieted.set()
 
     def _pipelines(self) -> Iterable[Pipeline]:
@@ -390,7 +419,8 @@ class ShardKeeper:
 
     def load(self) -> Load:
         """What is at work now, over all shards."""
-        return sum((reading.load() for reading in self._reading.values()), IDLE)
+        parked = self.unparking.load() if self.unparking else IDLE
+        return sum((reading.load() for reading in self._reading.values()), parked)
 
     def shards(self) -> tuple[ShardStatus, ...]:
         """Every shard that is not finished, in the order of their ids."""

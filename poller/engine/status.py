@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         FilteredOut,
         Invoked,
         MappingState,
+        Parked,
         Received,
         Settled,
         Spooled,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         StateChanged,
         Trimmed,
         Trouble,
+        Unparked,
         Workers,
     )
 
@@ -42,6 +44,10 @@ class Totals:
     dropped: int = 0
     delivered: int = 0
     """Given up, and taken by the on-failure destination."""
+    parked: int = 0
+    """Put aside under their key, which is parked."""
+    unparked: int = 0
+    """Handled after they were parked."""
     released: int = 0
     throttled: int = 0
     """Batches, not records, that found no free worker."""
@@ -100,6 +106,37 @@ class SpoolStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ParkedKeyStatus:
+    """One parked key now."""
+
+    key: str
+    records: int
+    bytes: int
+    since: float
+    """Unix time at which the oldest of its records was parked."""
+    error_type: str
+    error_message: str
+    """Of the last record that failed."""
+    doing: str
+    """taken up, next try in ..., waits for poller resume."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedStatus:
+    """The parked keys of a mapping now."""
+
+    keys: int
+    records: int
+    bytes: int
+    oldest: float | None
+    """Unix time at which the oldest record was parked; None for no records."""
+    waiting: str
+    """Why records cannot be parked at the moment; empty when they can."""
+    first: tuple[ParkedKeyStatus, ...]
+    """Those that were parked first, ten at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class MappingStatus:
     """One mapping now."""
 
@@ -122,6 +159,8 @@ class MappingStatus:
     """Where its circuit breaker stands; None for a mapping that has none, or that is not open."""
     spool: tuple[SpoolStatus, ...] = ()
     """The destinations for which something is spooled."""
+    parked: ParkedStatus | None = None
+    """None for a mapping that parks nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +251,12 @@ class Board:
 
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         self.of(fact.mapping).last_error = fact.error
+
+    def parked(self, fact: Parked) -> None:
+        self.of(fact.mapping).parked += fact.records
+
+    def unparked(self, fact: Unparked) -> None:
+        self.of(fact.mapping).unparked += fact.records
 
     def state_changed(self, fact: StateChanged) -> None:
         pass

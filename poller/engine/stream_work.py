@@ -3,17 +3,20 @@
 `core.retry` decides; this carries it out. A batch may fall into several, which are worked on one after the other: the first
 half of a bisected batch before the second, the rest of a partly failed one after what came before it::
 
-    pending: [batch] --> expire --> attempt --> Commit   settled; its rest, if any, comes next
-                            |                   Retry    a pause, then the same again
-                            |                   Bisect   first half next, then the second
-                            '-- too old --,     GiveUp --,
-                                          '--------------'--> destination or spool takes it, or it is dropped --> settled
+    pending: [batch] --> expire --> divert --> attempt --> Commit   settled; its rest, if any, comes next
+                            |          |                   Retry    a pause, then the same again
+                            |          |                   Bisect   first half next, then the second
+                            |          |                   GiveUp --,-- parks its key --,
+                            |          '-- of a parked key ---------|-------------------'--> spool takes it -----> settled
+                            '-- too old ----------------------------'--> destination or spool, or dropped --------> settled
 
 Records are settled as the objects that were received. What a handler has seen it may have changed, so from the second attempt
 on the events are built anew. A batch is given up only when its on-failure destination, or the spool, has taken it (law 1);
 until then the lane waits, and says so; only what is too large for it is dropped. The door's closing ends every pause; what is
 left then is handed back, in its order, unless the door is open again by the time that this runs: whoever opened it has not seen
 anything come back. What succeeded is told to an on-success destination in the same way before it is settled.
+
+Where keys are parked (see `parking`), a record that fails to the end goes to the spool, and all that follow it under its key.
 
 With a tumbling window every batch is cut at its window's end, and each window ends with an invocation of its own, which the
 same policy applies to.
@@ -41,6 +44,7 @@ from poller.core.retry import (
 )
 from poller.engine.accounts import Account, Witness
 from poller.engine.delivery import Outlet
+from poller.engine.parking import why
 from poller.engine.work import DONE, Worked
 from poller.errors import DocumentTooLarge
 from poller.model import Delivery, Dropped, Failed, NotInvoked, Trouble
@@ -53,8 +57,9 @@ if TYPE_CHECKING:
     from poller.core.windows import Window
     from poller.engine.delivery import Route
     from poller.engine.invoker import Call
+    from poller.engine.parking import Parking
     from poller.engine.parts import Parts
-    from poller.model import Checkpoint, Outcome, Record, Reply
+    from poller.model import Checkpoint, FunctionError, Outcome, Record, Reply
 
 #: Bytes that the other members of a window's event take at most, its state excluded.
 WINDOW_MEMBERS = 1024
@@ -99,9 +104,15 @@ class StreamWork:
     """Works on the batches of one lane of a shard. `window` is the one that was open at the checkpoint."""
 
     def __init__(
-        self, batches: Batches, parts: Parts, window: Window | None, closed: Callable[[], None]
+        self,
+        batches: Batches,
+        parts: Parts,
+        window: Window | None,
+        closed: Callable[[], None],
+        parking: Parking | None = None,
     ) -> None:
-        """`closed` is called when a window has ended, which moves the checkpoint without a record."""
+        """`closed` is called when a window has ended, which moves the checkpoint without a record. `parking` is the mapping's,
+        None where no key is ever parked."""
         self.window = window
         self._doing = ""
         self._batches = batches
@@ -111,6 +122,9 @@ class StreamWork:
         # Of the last attempt, for the account of it; and the window as it was before that.
         self._witness: Witness | None = None
         self._window_before = window
+        self._parking = parking
+        # How often in a row nothing could be parked.
+        self._full = 0
         self._world = parts.world
         self._closed = closed
         self._mapping = batches.call.mapping
@@ -139,7 +153,7 @@ class StreamWork:
         """Work until every record is done or given up. When the door closes before: what is left, which may be nothing."""
         pending, seen = self._take_up(batch)
         while pending:
-            if not await self._part_with_expired(pending):
+            if not (await self._part_with_expired(pending) and await self._part_with_parked(pending)):
                 return self._hand_back(pending, seen=seen)
             live = pending[-1]
             if not (live.records or final):
@@ -226,11 +240,21 @@ class StreamWork:
         for given_up in expired:
             if not await self._give_up(given_up):
                 return False
-            gone = set(map(id, given_up.records))
-            left = [record for record in pending[-1].records if id(record) not in gone]
-            pending[-1] = replace(pending[-1], records=left)
+            _part_with(pending, given_up.records)
         if expired:
             self._begin_another()
+        return True
+
+    async def _part_with_parked(self, pending: list[StreamBatch]) -> bool:
+        """Put records of parked keys behind what is parked of them; False when the door closed before."""
+        while self._parking and (held := self._parking.held(pending[-1].records)):
+            parked = await self._park(self._parking, held)
+            if parked:
+                _part_with(pending, parked)
+                self._begin_another()
+            # Room may have been long in coming.
+            elif parked is None or not await self._part_with_expired(pending):
+                return False
         return True
 
     async def _attempt(self, batch: StreamBatch, *, seen: bool, final: bool) -> StreamOutcome | None:
@@ -271,11 +295,7 @@ class StreamWork:
         origin, function_arn = self._batches.origin, self._batches.function_arn
         account = Account(self._mapping, origin.stream_arn, self._shard, function_arn)
         delivery = account.of(done, self._witness, outcome, failure.SUCCESS, self._world.wall())
-        try:
-            taken = await self._success.deliver(delivery)
-        except DocumentTooLarge as error:
-            self._success.tell_too_large(delivery, error)
-            taken = True
+        taken = await self._success.deliver_or_drop(delivery)
         if not taken:
             # The function will see these records again, so what it made of them does not count yet.
             self.window = self._window_before
@@ -285,6 +305,8 @@ class StreamWork:
 
     async def _give_up(self, given_up: GiveUp) -> bool:
         """Part with records once their destination has taken them, or without one; False when the door closed before."""
+        if self._parking and self._parking.takes(given_up):
+            return await self._park_key(self._parking, given_up)
         if self._outlet is None:
             self._drop(given_up)
         elif not await self._deliver(given_up, self._outlet):
@@ -308,6 +330,29 @@ class StreamWork:
         self._parts.observer.dropped(
             Dropped(self._mapping, self._shard, len(records), str(given_up.condition), first, last)
         )
+
+    async def _park_key(self, parking: Parking, given_up: GiveUp) -> bool:
+        parked: Sequence[Record] | None = ()
+        while parked is not None and not parked:
+            parked = await self._park(parking, given_up.records, why(given_up.outcome))
+        return parked is not None
+
+    async def _park(
+        self, parking: Parking, records: Sequence[Record], error: FunctionError | None = None
+    ) -> Sequence[Record] | None:
+        """Store as many of `records`, from the first on, as there is room for; none of them after a wait for some, and None
+        when the door closed."""
+        stored = await parking.put(self._shard, records, error)
+        if stored:
+            self._full = 0
+            await self._parts.settler.done(records[:stored])
+            return records[:stored]
+        self._doing = parking.obstacle
+        if not await parking.wait(self._parts.door, self._full):
+            return None
+        self._full += 1
+        self._doing = ""
+        return ()
 
     def _delivery(self, given_up: GiveUp) -> Delivery:
         at = self._world.wall()
@@ -381,6 +426,13 @@ class StreamWork:
     def _window_size(self) -> int:
         """Bytes that the window adds to an event."""
         return 0 if self.window is None else len(self.window.state.encode()) + WINDOW_MEMBERS
+
+
+def _part_with(pending: list[StreamBatch], records: Sequence[Record]) -> None:
+    """Take records, which are settled, out of the next batch, which keeps its attempts."""
+    gone = set(map(id, records))
+    left = [record for record in pending[-1].records if id(record) not in gone]
+    pending[-1] = replace(pending[-1], records=left)
 
 
 def _records(pending: Sequence[StreamBatch]) -> list[Record]:

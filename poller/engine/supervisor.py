@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from poller.engine.child import MappingSpec
     from poller.engine.invoker import World
     from poller.engine.status import Board, MappingStatus
+    from poller.engine.unparking import Resumed
     from poller.ports import Observer
 
 
@@ -139,6 +140,10 @@ class Supervisor:
     def resume(self, name: str) -> None:
         """Go on with mapping `name`; raises KeyError for a name that does not exist."""
         self._children[name].resume()
+
+    async def resume_keys(self, name: str, key: str | None) -> tuple[Resumed, ...]:
+        """Take up one parked key of mapping `name`, or all; raises KeyError for a name that does not exist, and PollerError."""
+        return await self._children[name].resume_keys(key)
 
     @asynccontextmanager
     async def put_down(self, name: str) -> AsyncIterator[None]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Dropped,
         FilteredOut,
         Invoked,
+        Parked,
         Received,
         Settled,
         Spooled,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         StateChanged,
         Trimmed,
         Trouble,
+        Unparked,
     )
 
 #: Bytes of lines that wait for the stream; what comes on top is dropped and counted.
@@ -43,6 +45,8 @@ FLUSH_TIMEOUT = 1.0
 QUIET = 60.0
 #: Kinds of trouble that are remembered; the oldest is forgotten first.
 MAX_KINDS = 256
+#: Characters of a key that are logged: it may be anything, a person's address too.
+KEY_LENGTH = 64
 #: Their debug logs hold signatures, session tokens and message bodies.
 _TALKATIVE = ("aiobotocore", "aiohttp", "asyncio", "boto3", "botocore", "urllib3")
 
@@ -293,6 +297,32 @@ class LogObserver:
             f"{_place(fact)} waits for its {kind} destination: {error}; next try in {fact.retry_in:.1f} s",
             _delivery(fact),
         )
+
+    def parked(self, fact: Parked) -> None:
+        key = clip(fact.key, KEY_LENGTH)
+        extra = {"mapping": fact.mapping, "shard": fact.shard, "key": key}
+        if fact.error_type or fact.error_message:
+            error = fact.error_type and f"{fact.error_type}: "
+            _log.warning(
+                "%s: the key %s is parked: %s%s; its records wait in the spool, poller resume takes them up",
+                fact.shard,
+                key,
+                error,
+                clip(fact.error_message, 1000),
+                extra=extra,
+            )
+        elif _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s: %d records follow their parked key", fact.shard, fact.records, extra=extra)
+
+    def unparked(self, fact: Unparked) -> None:
+        key = clip(fact.key, KEY_LENGTH)
+        extra = {"mapping": fact.mapping, "key": key}
+        if fact.free:
+            _log.info(
+                "nothing of the key %s is parked any more: its records are live again", key, extra=extra
+            )
+        elif _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%d parked records of the key %s are handled", fact.records, key, extra=extra)
 
     def state_changed(self, fact: StateChanged) -> None:
         _log.log(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Dropped,
         FilteredOut,
         Invoked,
+        Parked,
         Received,
         Settled,
         Spooled,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         StateChanged,
         Trimmed,
         Trouble,
+        Unparked,
         Workers,
     )
     from poller.telemetry._series import Count, Durations
@@ -61,6 +63,8 @@ _OF_MAPPING = {
     "on_failure_destination_delivered_events": "Records given up that the on-failure destination has taken.",
     "on_success_destination_delivered_events": "Records that succeeded and of which the on-success destination knows.",
     "destination_delivery_failures": "Times that a destination did not take a batch; it is tried again.",
+    "parked_events": "Records put aside because their key is parked.",
+    "unparked_events": "Parked records that were handled after all.",
     "trims": "Times that a stream removed records before they were read.",
     "empty_receives": "Receives that brought nothing.",
     "stale_receipts": "Records processed but not deleted, because their receipt had expired.",
@@ -94,6 +98,15 @@ class SpoolSnapshot(Protocol):
     def bytes(self) -> int: ...
 
 
+class ParkedSnapshot(Protocol):
+    """What the gauges of parked keys show."""
+
+    @property
+    def keys(self) -> int: ...
+    @property
+    def records(self) -> int: ...
+
+
 class MappingSnapshot(Protocol):
     """What the gauges of a mapping show."""
 
@@ -115,6 +128,8 @@ class MappingSnapshot(Protocol):
     def circuit(self) -> str | None: ...
     @property
     def spool(self) -> Sequence[SpoolSnapshot]: ...
+    @property
+    def parked(self) -> ParkedSnapshot | None: ...
 
 
 class FunctionSnapshot(Protocol):
@@ -149,6 +164,8 @@ class _MappingCounters(NamedTuple):
     on_failure_destination_delivered_events: Count
     on_success_destination_delivered_events: Count
     destination_delivery_failures: Count
+    parked_events: Count
+    unparked_events: Count
     trims: Count
     empty_receives: Count
     stale_receipts: Count
@@ -271,6 +288,12 @@ class Metrics:
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         self._mapping(fact.mapping).destination_delivery_failures.inc()
 
+    def parked(self, fact: Parked) -> None:
+        self._mapping(fact.mapping).parked_events.inc(fact.records)
+
+    def unparked(self, fact: Unparked) -> None:
+        self._mapping(fact.mapping).unparked_events.inc(fact.records)
+
     def state_changed(self, fact: StateChanged) -> None:
         """The state is a gauge and read from the status."""
 
@@ -339,6 +362,7 @@ class _Gauges(Collector):
         yield _circuits(mappings)
         yield from _shards(mappings)
         yield from _spools(mappings)
+        yield from _parked(mappings)
 
 
 _MAPPING_GAUGES: dict[str, tuple[str, Callable[[MappingSnapshot], int]]] = {
@@ -442,3 +466,19 @@ def _shards(mappings: Iterable[MappingSnapshot]) -> Iterator[GaugeMetricFamily]:
             if shard.iterator_age is not None:
                 ages.add_metric([mapping.name, shard.shard], shard.iterator_age)
     yield from (ages, oldest, unsaved)
+
+
+def _parked(mappings: Iterable[MappingSnapshot]) -> Iterator[GaugeMetricFamily]:
+    keys = GaugeMetricFamily(
+        "poller_parked_keys",
+        "Keys whose records wait in the spool, because one of them failed.",
+        labels=["mapping"],
+    )
+    records = GaugeMetricFamily(
+        "poller_parked_records", "Records that wait under parked keys.", labels=["mapping"]
+    )
+    for mapping in mappings:
+        if mapping.parked is not None:
+            keys.add_metric([mapping.name], mapping.parked.keys)
+            records.add_metric([mapping.name], mapping.parked.records)
+    yield from (keys, records)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Dropped,
         FilteredOut,
         Invoked,
+        Parked,
         Received,
         Settled,
         Spooled,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         StateChanged,
         Trimmed,
         Trouble,
+        Unparked,
     )
     from poller.ports import Observer
 
@@ -48,6 +50,8 @@ class Fanout:
         self._delivered = tuple(observer.delivered for observer in observers)
         self._spooled = tuple(observer.spooled for observer in observers)
         self._delivery_failed = tuple(observer.delivery_failed for observer in observers)
+        self._parked = tuple(observer.parked for observer in observers)
+        self._unparked = tuple(observer.unparked for observer in observers)
         self._state_changed = tuple(observer.state_changed for observer in observers)
         self._circuit_changed = tuple(observer.circuit_changed for observer in observers)
         self._trouble = tuple(observer.trouble for observer in observers)
@@ -83,6 +87,12 @@ class Fanout:
 
     def delivery_failed(self, fact: DeliveryFailed) -> None:
         self._tell(self._delivery_failed, fact)
+
+    def parked(self, fact: Parked) -> None:
+        self._tell(self._parked, fact)
+
+    def unparked(self, fact: Unparked) -> None:
+        self._tell(self._unparked, fact)
 
     def state_changed(self, fact: StateChanged) -> None:
         self._tell(self._state_changed, fact)

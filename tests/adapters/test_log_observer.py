@@ -20,6 +20,7 @@ from poller.model import (
     MappingState,
     NotInvoked,
     Outcome,
+    Parked,
     PartlyFailed,
     Received,
     Settled,
@@ -29,6 +30,7 @@ from poller.model import (
     Succeeded,
     Trimmed,
     Trouble,
+    Unparked,
 )
 from poller.telemetry import logs
 from poller.telemetry.logs import LogObserver
@@ -336,3 +338,40 @@ def test_a_destination_that_is_down_is_said_once_a_minute() -> None:
     assert line["message"] == (
         "shard-1 waits for its on-failure destination: Throttled: slow down; next try in 2.0 s"
     )
+
+
+def test_a_parked_key_is_a_warning_with_its_error_and_what_follows_it_is_for_debugging() -> None:
+    out = Log(level="debug")
+    observer = LogObserver()
+    observer.parked(Parked("clicks", "shard-1", "user-17", 1, "ValueError", "no such order"))
+    observer.parked(Parked("clicks", "shard-1", "user-18", 1, "", "the function named it"))
+    observer.parked(Parked("clicks", "shard-1", "user-17", 4))
+    observer.unparked(Unparked("clicks", "user-17", 4, free=False))
+    observer.unparked(Unparked("clicks", "user-17", 0, free=True))
+    first, second, *others = out.lines()
+    assert (first["level"], first["mapping"], first["shard"], first["key"]) == (
+        "warning",
+        "clicks",
+        "shard-1",
+        "user-17",
+    )
+    assert first["message"] == (
+        "shard-1: the key user-17 is parked: ValueError: no such order; its records wait in the spool, "
+        "poller resume takes them up"
+    )
+    assert "is parked: the function named it;" in second["message"]
+    assert [(line["level"], line["message"]) for line in others] == [
+        ("debug", "shard-1: 4 records follow their parked key"),
+        ("debug", "4 parked records of the key user-17 are handled"),
+        ("info", "nothing of the key user-17 is parked any more: its records are live again"),
+    ]
+
+
+def test_no_more_of_a_key_is_logged_than_tells_it_from_others() -> None:
+    out = Log()
+    LogObserver().parked(Parked("clicks", "shard-1", "k" * 300, 1, "ValueError", "x"))
+    LogObserver().parked(Parked("clicks", "shard-1", "k" * 300, 1))
+    LogObserver().unparked(Unparked("clicks", "k" * 300, 1, free=False))
+    (line,) = out.lines()
+    assert line["key"] == "k" * 64 + "… (236 more characters)"
+    assert "k" * 65 not in line["message"]

@@ -20,6 +20,7 @@ from poller.model import (
     MappingState,
     NotInvoked,
     Outcome,
+    Parked,
     PartlyFailed,
     Received,
     Settled,
@@ -29,6 +30,7 @@ from poller.model import (
     Succeeded,
     Trimmed,
     Trouble,
+    Unparked,
     Workers,
 )
 from poller.telemetry import metrics as module
@@ -50,6 +52,12 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class ParkedKeys:
+    keys: int
+    records: int
+
+
+@dataclass(frozen=True)
 class Mapping:
     name: str = "orders"
     state: MappingState = MappingState.RUNNING
@@ -60,6 +68,7 @@ class Mapping:
     shards: tuple[Shard, ...] = ()
     circuit: CircuitState | None = None
     spool: tuple[Waiting, ...] = ()
+    parked: ParkedKeys | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,8 @@ def test_what_becomes_of_a_streams_records_is_counted_by_mapping(metrics: Metric
     metrics.delivered(Delivered("clicks", "shard-1", 5, "Success", succeeded=True))
     metrics.delivery_failed(DeliveryFailed("clicks", "shard-1", "throttled", 1.0))
     metrics.spooled(Spooled("clicks", "shard-1", 6, "RetryAttemptsExhausted", "throttled"))
+    metrics.parked(Parked("clicks", "shard-1", "k", 5))
+    metrics.unparked(Unparked("clicks", "k", 2, free=False))
     expected = {
         "committed_events_total": 7,
         "trims_total": 1,
@@ -168,6 +179,8 @@ def test_what_becomes_of_a_streams_records_is_counted_by_mapping(metrics: Metric
         "on_failure_destination_delivered_events_total": 4,
         "on_success_destination_delivered_events_total": 5,
         "destination_delivery_failures_total": 1,
+        "parked_events_total": 5,
+        "unparked_events_total": 2,
     }
     assert {name: value(metrics, name, mapping="clicks") for name in expected} == expected
 
@@ -193,6 +206,19 @@ def test_ages_are_shown_by_shard_and_the_highest_by_mapping() -> None:
     assert value(metrics, "iterator_age_seconds_max", mapping="orders") is None
     assert value(metrics, "checkpoint_age_seconds", mapping="clicks", shard="s-1") == 0.5
     assert value(metrics, "checkpoint_age_seconds", mapping="clicks", shard="s-3") == 0
+
+
+def test_parked_keys_are_shown_of_mappings_that_park() -> None:
+    mappings = (
+        Mapping("clicks", parked=ParkedKeys(2, 30)),
+        Mapping("idle", parked=ParkedKeys(0, 0)),
+        Mapping(),
+    )
+    metrics = Metrics(lambda: Status(mappings=mappings))
+    assert value(metrics, "parked_keys", mapping="clicks") == 2
+    assert value(metrics, "parked_records", mapping="clicks") == 30
+    assert value(metrics, "parked_keys", mapping="idle") == 0
+    assert value(metrics, "parked_keys", mapping="orders") is None
 
 
 def test_requests_to_aws_are_counted_by_outcome_and_timed_by_operation(metrics: Metrics) -> None:
@@ -349,6 +375,8 @@ def tell_all(fanout: Fanout) -> list[object]:
         Delivered("m", "shard-1", 1, "RecordAgeExceeded"),
         DeliveryFailed("m", "shard-1", "e", 1.0),
         Spooled("m", "shard-1", 1, "RecordAgeExceeded", "e"),
+        Parked("m", "shard-1", "k", 1),
+        Unparked("m", "k", 1, free=True),
     )
     fanout.received(facts[0])
     fanout.filtered_out(facts[1])
@@ -363,6 +391,8 @@ def tell_all(fanout: Fanout) -> list[object]:
     fanout.delivered(facts[10])
     fanout.delivery_failed(facts[11])
     fanout.spooled(facts[12])
+    fanout.parked(facts[13])
+    fanout.unparked(facts[14])
     return list(facts)
 
 

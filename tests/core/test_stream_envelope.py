@@ -269,3 +269,36 @@ def test_the_last_event_of_a_window_that_ends_early_says_so():
     expected["state"]["note"] = "x" * 1024 * 1024
     window = Window(1768552800, 1768552920, json.dumps(expected["state"]))
     assert CLICKS.window_event(SHARD, [], window, final=True) == expected
+
+
+# --- parked records ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINESIS + DYNAMODB)
+def test_a_record_that_was_packed_is_the_same_record_again(name):
+    stream, shard = envelope_for(name), SHARDS[source_of(name)]
+    for record in build(name):
+        expected = copy.deepcopy(record.event)
+        spoil(record.event)
+        again = stream.unpack(shard, stream.pack(record))
+        assert json.dumps(again.event) == json.dumps(expected)
+        assert (again.id, again.key, again.size, again.receipt) == (
+            record.id,
+            record.key,
+            record.size,
+            record.receipt,
+        )
+        assert again.arrived == pytest.approx(record.arrived, abs=1.0)
+        assert stream.checkpoint(again) == stream.checkpoint(record)
+
+
+def test_the_inner_record_of_an_aggregate_keeps_its_place_when_it_is_packed():
+    inner = CLICKS.record(SHARD, {**HELLO, SUB_SEQUENCE_NUMBER: 3})
+    assert CLICKS.checkpoint(CLICKS.unpack(SHARD, CLICKS.pack(inner))) == Checkpoint("4967", 3)
+
+
+@pytest.mark.parametrize("stream", [CLICKS, BASKETS])
+@pytest.mark.parametrize("packed", [b"", b"{}", b"[]", b'"x"', b"{", b"null"])
+def test_what_makes_no_sense_cannot_be_unpacked(stream, packed):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        stream.unpack(SHARD, packed)

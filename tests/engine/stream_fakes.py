@@ -5,6 +5,7 @@ Everything is as in `fakes`: virtual time, no sleeping, scripted replies. Sequen
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,6 +23,7 @@ from poller.engine.breaker import guarded
 from poller.engine.delivery import Overflow, Route
 from poller.engine.invoker import Call as FunctionCall
 from poller.engine.invoker import FunctionPlan, Invoker, World
+from poller.engine.parking import ParkingPlan
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
 from poller.engine.slots import Places, Slots
@@ -65,6 +67,13 @@ class Envelope:
             "shardId": shard_id,
             **windows.members(window, final=final),
         }
+
+    def pack(self, record: Record) -> bytes:
+        return json.dumps([record.id, record.key, record.size, record.arrived]).encode()
+
+    def unpack(self, shard_id: str, packed: bytes) -> Record:
+        number, key, size, arrived = json.loads(packed)
+        return Record(number, key, size, event(number, key), None, arrived)
 
     def checkpoint(self, record: Record) -> Checkpoint:
         return Checkpoint(record.id)
@@ -282,6 +291,10 @@ class Clicks:
     circuit: CircuitPolicy | None = None
     slots: Slots = field(default_factory=lambda: Slots(Places(1000), None))
     world: World = field(default_factory=world)
+    #: Where keys are parked; None for nowhere.
+    spool: Spool | None = None
+    probe_interval: float = 0.0
+    parks: bool = True
     keepers: list[ShardKeeper] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -326,6 +339,7 @@ class Clicks:
     def plan(self) -> StreamPlan:
         limits = BatchLimits(self.batch_size, self.window, self.payload)
         plan = Plan(self.name, limits, receive_limit=10_000, receive_wait=20.0, filters=self.filters)
+        parking = ParkingPlan(self.name, self.envelope, self.spool_limits, self.probe_interval, self.parks)
         return StreamPlan(
             plan,
             self.batches,
@@ -334,6 +348,7 @@ class Clicks:
             self.timestamp,
             flush_timeout=5.0,
             circuit=self.circuit,
+            parking=parking if self.spool else None,
         )
 
     @asynccontextmanager
@@ -341,7 +356,7 @@ class Clicks:
         """The mapping opened, and a keeper, guarded with a `circuit`, that nobody runs yet."""
         function = FunctionPlan("count", FUNCTION_ARN, self.timeout)
         invoker = Invoker(function, self.function, self.slots, self.observer, self.world)
-        self.keepers.append(ShardKeeper(self.plan, self.stream, self.store, invoker))
+        self.keepers.append(ShardKeeper(self.plan, self.stream, self.store, invoker, self.spool))
         spooling = self.spooler.working() if self.spool_after or self.others else nullcontext()
         async with spooling, self.keeper.opened():
             yield guarded(self.keeper, self.keeper.breaker, self.keeper.lanes)

@@ -14,6 +14,7 @@ from poller.model import (
     Invoked,
     MappingState,
     NotInvoked,
+    Parked,
     PartlyFailed,
     Received,
     Settled,
@@ -23,6 +24,7 @@ from poller.model import (
     Succeeded,
     Trimmed,
     Trouble,
+    Unparked,
 )
 
 
@@ -54,7 +56,9 @@ def test_what_becomes_of_a_streams_records_is_added_up():
     board.delivered(Delivered("clicks", "s-1", 3, "RetryAttemptsExhausted"))
     board.delivered(Delivered("clicks", "s-1", 9, "Success", succeeded=True))
     board.spooled(Spooled("clicks", "s-1", 7, "RetryAttemptsExhausted", "AccessDenied"))
-    assert board.of("clicks") == Totals(committed=5, dropped=2, delivered=3)
+    board.parked(Parked("clicks", "s-1", "k", 4))
+    board.unparked(Unparked("clicks", "k", 3, free=False))
+    assert board.of("clicks") == Totals(committed=5, dropped=2, delivered=3, parked=4, unparked=3)
 
 
 def test_the_last_error_of_a_stream_names_what_its_shard_waits_for():

@@ -12,6 +12,7 @@ from poller.engine.child import Child, leaf
 from poller.engine.slots import Places, Slots
 from poller.engine.status import Board, Totals
 from poller.engine.supervisor import Supervisor, give_back_reserve
+from poller.engine.unparking import Resumed
 from poller.errors import AccessDenied, PollerError, ResourceNotFound, SourceUnfit, Unreachable
 from poller.model import MappingState, StateChanged
 from tests.engine.fakes import (
@@ -27,6 +28,7 @@ from tests.engine.fakes import (
     virtual,
     world,
 )
+from tests.engine.test_parking import Poison, parking
 
 STARTING, RUNNING, DEGRADED = MappingState.STARTING, MappingState.RUNNING, MappingState.DEGRADED
 PAUSED, DRAINING, STOPPED = MappingState.PAUSED, MappingState.DRAINING, MappingState.STOPPED
@@ -956,3 +958,38 @@ async def test_a_child_describes_why_it_is_where_it_is():
     async with supervised(mapping) as supervisor:
         supervisor.pause("orders")
         assert repr(supervisor._children["orders"]) == "<Child orders: paused, by command>"
+
+
+# --- parked keys --------------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_parked_keys_of_a_mapping_are_shown_and_resumed_by_its_name():
+    poison = Poison("1")
+    clicks = parking(poison)
+    clicks.stream.put(2)
+    spec = Mapping(name="clicks").spec(open=clicks.open)
+    supervisor = Supervisor(clicks.observer, Board(), world(), 30.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(supervisor.run, [spec])
+        await supervisor.ready()
+        await anyio.sleep(5)
+        (status,) = supervisor.status()
+        assert (status.parked.keys, status.parked.records) == (1, 2)
+        poison.mend()
+        assert await supervisor.resume_keys("clicks", "k") == (Resumed("k", "free", 2),)
+        with pytest.raises(KeyError):
+            await supervisor.resume_keys("orders", "k")
+        await supervisor.stop(0)
+    assert supervisor.status()[0].parked is None
+
+
+@virtual
+async def test_keys_are_resumed_only_where_some_can_be_parked_and_while_the_mapping_runs():
+    orders, asleep = Mapping(), Mapping(name="asleep", enabled=False)
+    async with supervised(orders, asleep) as supervisor:
+        assert supervisor.status()[0].parked is None
+        with pytest.raises(PollerError, match='it parks no keys: that takes on_poison = "park"'):
+            await supervisor.resume_keys("orders", "k")
+        with pytest.raises(PollerError, match="it is paused, so nothing parked can be taken up"):
+            await supervisor.resume_keys("asleep", None)
