@@ -141,6 +141,7 @@ class Daemon:
             mappings=lambda: self._supervisor.names,
             pause=self._pause,
             resume=self._resume,
+            resume_keys=self._resume_keys,
             seek=self._seek,
             replays=self._inquiry.replays(self._replays),
             failures=self._inquiry.failures(),
@@ -301,6 +302,9 @@ class Daemon:
 
     async def _resume(self, name: str) -> None:
         self._supervisor.resume(name)
+
+    async def _resume_keys(self, name: str, key: str | None) -> object:
+        return [asdict(one) for one in await self._supervisor.resume_keys(name, key)]
 
     async def _seek(self, name: str, to: str, shard: str | None, dry_run: bool) -> object:
         wish = seeking.Wish(to, shard)

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
+from poller.app import spooling
 from poller.core.batch import BatchLimits
 from poller.core.failure import Origin
 from poller.core.filters import compile_filters
@@ -22,10 +23,11 @@ from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
 from poller.engine.breaker import guarded
 from poller.engine.delivery import Route
 from poller.engine.invoker import Call
+from poller.engine.parking import ParkingPlan
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
 from poller.engine.stream_work import Batches
-from poller.errors import StoreError
+from poller.errors import PollerError, StoreError
 from poller.ports import Spooling
 from poller.sources import dynamodb_streams, kinesis
 from poller.sources.dynamodb_streams import DynamoDbSource, DynamoDbStream
@@ -162,9 +164,27 @@ async def open_stream(
     own = envelope(mapping, config)
     source = await _source(mapping, config, own, around)
     plan = _plan(mapping, own, around, invoker.function.arn, ends)
-    keeper = ShardKeeper(plan, source, await around.state.store(), invoker)
+    spool = await _parked_in(mapping, config, around.state)
+    keeper = ShardKeeper(plan, source, await around.state.store(), invoker, spool)
     async with keeper.opened():
         yield guarded(keeper, keeper.breaker, keeper.lanes)
+
+
+async def _parked_in(mapping: Mapping, config: Config, state: State) -> Spool | None:
+    """Where keys of `mapping` are parked, or were before its file said otherwise; None when there are none."""
+    if not config.daemon.keeps_spool:
+        return None
+    spool = await state.spool()
+    if mapping.parks:
+        return spool
+    if not (left := (await spool.totals(mapping.name, "parked")).get(mapping.name)):
+        return None
+    if mapping.tumbling_window_in_seconds:
+        raise PollerError(
+            f"records of {len(left)} parked keys wait, which go into no window: take tumbling_window_in_seconds away"
+            f" until poller resume {mapping.name} --all-keys has come to its end"
+        )
+    return spool
 
 
 def envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnvelope:
@@ -231,7 +251,8 @@ def _plan(
     policy = StreamPolicy(
         mapping.maximum_retry_attempts,
         mapping.maximum_record_age_in_seconds,
-        mapping.bisect_batch_on_function_error,
+        # It takes a single record to know which key to park.
+        mapping.bisect_batch_on_function_error or mapping.parks,
     )
 
     def batches(shard_id: str) -> Batches:
@@ -261,6 +282,13 @@ def _plan(
         timestamp=mapping.starting_position_timestamp or 0.0,
         flush_timeout=around.flush_timeout,
         circuit=mapping.circuit,
+        parking=ParkingPlan(
+            mapping.name,
+            envelope,
+            spooling.limits(mapping),
+            mapping.park_probe_interval_in_seconds,
+            mapping.parks,
+        ),
     )
 
 

@@ -16,6 +16,8 @@ from poller.cli.check import ConfigFile
 DEFAULT_LISTEN = "127.0.0.1:9464"
 #: Seconds.
 TIMEOUT = 35.0
+#: Keys that are named one by one.
+FEW = 20
 
 Url = Annotated[
     str | None,
@@ -45,20 +47,70 @@ def pause_command(name: Name, config: ConfigFile = Path("poller.toml"), url: Url
     _command(name, "pause", config, url)
 
 
-def resume_command(name: Name, config: ConfigFile = Path("poller.toml"), url: Url = None) -> None:
-    """Go on with a paused mapping, or try a failed one again now."""
-    _command(name, "resume", config, url)
+def resume_command(
+    name: Name,
+    config: ConfigFile = Path("poller.toml"),
+    url: Url = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="KEY", help="Take up what is parked of this key, oldest first."),
+    ] = None,
+    all_keys: Annotated[bool, typer.Option("--all-keys", help="Take up all parked keys.")] = False,
+) -> None:
+    """Go on with a paused mapping, or try a failed one again now; or take up its parked keys. Exit 1 when a key still fails."""
+    if key is not None and all_keys:
+        typer.echo("poller resume: --key and --all-keys exclude each other", err=True)
+        raise typer.Exit(2)
+    if key is None and not all_keys:
+        _command(name, "resume", config, url)
+    else:
+        _resume_keys(name, key, config, url)
 
 
 def _command(name: str, verb: str, config: Path, url: str | None) -> None:
+    _post(name, verb, config, url)
+    typer.echo(f"{name}: {verb}d")
+
+
+def _resume_keys(name: str, key: str | None, config: Path, url: str | None) -> None:
+    from urllib.parse import quote
+
+    query = "?all-keys" if key is None else f"?key={quote(key, safe='')}"
+    resumed: list[dict[str, Any]] = _post(name, "resume", config, url, query)["answer"]
+    if not resumed:
+        typer.echo(f"{name}: no key is parked")
+    free = [one for one in resumed if one["state"] == "free"]
+    if len(free) > FEW:
+        records = sum(one["records"] for one in free)
+        typer.echo(f"{name}: {len(free):,} keys are free again, {records:,} records handled")
+        resumed = [one for one in resumed if one["state"] != "free"]
+    for one in resumed[:FEW]:
+        typer.echo(f"{name}: {_of_key(name, one)}")
+    if len(resumed) > FEW:
+        typer.echo(f"{name}: and {len(resumed) - FEW:,} keys more that are not free")
+    if any(one["state"] == "failing" for one in resumed):
+        raise typer.Exit(1)
+
+
+def _of_key(name: str, resumed: dict[str, Any]) -> str:
+    key, records = json.dumps(resumed["key"], ensure_ascii=False), f"{resumed['records']:,} records handled"
+    match resumed["state"]:
+        case "free":
+            return f"key {key} is free again, {records}"
+        case "failing":
+            return f"key {key} still fails, {records}: {resumed['error']}"
+        case _:
+            return f"key {key} is being taken up, {records} so far; poller status {name} shows how it goes on"
+
+
+def _post(name: str, verb: str, config: Path, url: str | None, query: str = "") -> Any:
     from urllib.parse import quote
 
     try:
-        ask(f"{address(config, url)}/mappings/{quote(name, safe='')}/{verb}", post=True)
+        return ask(f"{address(config, url)}/mappings/{quote(name, safe='')}/{verb}{query}", post=True)
     except DaemonError as error:
         typer.echo(f"poller {verb}: {error}", err=True)
         raise typer.Exit(1) from error
-    typer.echo(f"{name}: {verb}d")
 
 
 def address(config: Path, url: str | None) -> str:

@@ -14,6 +14,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from poller.telemetry.log_format import escape
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -97,8 +99,8 @@ def overview(status: dict[str, Any], now: float, width: int) -> RenderableType:
         for mapping, rows in zip(mappings, shown, strict=True)
         if mapping["shards"]
     ]
-    spooled = [line for mapping in mappings for line in _spool(mapping, now)]
-    return Group(Text(title, style="bold"), *_mappings(mappings, width), *shards, *spooled)
+    waiting = [line for mapping in mappings for line in (*_spool(mapping, now), *_parked(mapping, now, 1))]
+    return Group(Text(title, style="bold"), *_mappings(mappings, width), *shards, *waiting)
 
 
 def _worst(mappings: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -121,7 +123,7 @@ def one(mapping: dict[str, Any], now: float, width: int) -> RenderableType:
     """One mapping, with every shard that it has."""
     source = Text(f"{mapping['source']} -> {mapping['function']}", overflow="fold")
     shards = [_shards(mapping, mapping["shards"], width)] if mapping["shards"] else []
-    return Group(source, *_mappings([mapping], width), *shards, *_spool(mapping, now))
+    return Group(source, *_mappings([mapping], width), *shards, *_spool(mapping, now), *_parked(mapping, now))
 
 
 # --- mappings ---------------------------------------------------------------------------------------------------------------
@@ -256,6 +258,36 @@ def _spool(mapping: dict[str, Any], now: float) -> Iterator[RenderableType]:
             style="not bold default",
         )
         yield text
+
+
+def _parked(mapping: dict[str, Any], now: float, most: int = 10) -> Iterator[RenderableType]:
+    """What is parked: how much, and of the first keys why."""
+    parked = mapping["parked"]
+    if not (parked and parked["keys"]):
+        return
+    keys = f"{parked['keys']:,} key{'' if parked['keys'] == 1 else 's'} parked"
+    text = Text(f"\n{mapping['name']}: {keys}", "bold yellow", overflow="fold")
+    since = age(now - parked["oldest"])
+    full = f"; {parked['waiting']}" if parked["waiting"] else ""
+    text.append(
+        f", {parked['records']:,} records ({_size(parked['bytes'])}), the oldest for {since}{full}",
+        style="not bold default",
+    )
+    yield text
+    for one in parked["first"][:most]:
+        line = Text(f"  {_clipped(one['key'])}: {one['records']:,} records, {one['doing']}", overflow="fold")
+        error = f"{one['error_type']}: {one['error_message']}".removeprefix(": ")
+        yield line.append(f": {_clipped(error, 200)}" if error else "")
+    if parked["keys"] > most:
+        more = parked["keys"] - most
+        yield Text(
+            f"  and {more:,} more: poller status {mapping['name']}" if most == 1 else f"  and {more:,} more"
+        )
+
+
+def _clipped(text: str, limit: int = 64) -> str:
+    text = escape(text)
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _size(count: int) -> str:

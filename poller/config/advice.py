@@ -29,9 +29,10 @@ def volatile_spools(config: Config) -> Iterator[str]:
     """Return one line for each mapping that spools what a restart must not lose where it would be lost."""
     if config.daemon.state == "memory:":
         for mapping in config.mappings:
-            if mapping.spools:
+            kept = " and ".join(["spooled"] * mapping.spools + ["parked"] * mapping.parks)
+            if kept:
                 yield (
-                    f'mapping "{mapping.name}": what is spooled ends with the process, as [daemon] state is memory:'
+                    f'mapping "{mapping.name}": what is {kept} ends with the process, as [daemon] state is memory:'
                 )
 
 

@@ -324,6 +324,20 @@ class Mapping(Section):
         description="Beyond Lambda: stop when the function fails whatever it is given, ask again with one batch at"
         " a time, and go on at growing concurrency; {} takes its defaults. Default: off, as on Lambda.",
     )
+    on_poison: Literal["give_up", "park"] = Field(
+        default="give_up",
+        description="Streams only, beyond Lambda: what becomes of a record that failed in all of its attempts."
+        ' "give_up", the default, is Lambda\'s way. "park" puts it into [daemon] state, with all that come after it'
+        " under its key, while other keys go on; they are processed, in order, when the key is resumed. It needs"
+        " maximum_retry_attempts, and finds the record by bisecting.",
+    )
+    park_probe_interval_in_seconds: Seconds = Field(
+        default=60,
+        ge=0,
+        le=86_400,
+        description="Beyond Lambda, with park: seconds until a parked key is tried again, 0 to 86400; the pauses grow to"
+        " sixteen times that, or an hour. 0: only by poller resume. Default 60.",
+    )
     on_delivery_failure: Literal["retry", "spool"] = Field(
         default="retry",
         description='Beyond Lambda: what becomes of a batch that its destination does not take. "retry", the default, tries'
@@ -430,6 +444,11 @@ class Mapping(Section):
     def spools(self) -> bool:
         """True when what a destination does not take is spooled."""
         return self.on_delivery_failure == "spool"
+
+    @property
+    def parks(self) -> bool:
+        """True when a record that fails for good parks its key."""
+        return self.on_poison == "park"
 
     @property
     def patterns(self) -> tuple[str, ...]:

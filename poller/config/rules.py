@@ -31,6 +31,8 @@ _APPLIES: dict[str, tuple[SourceKind, ...]] = {
     "deaggregate": ("kinesis",),
     "enhanced_fan_out": ("kinesis",),
     "idle_interval_in_seconds": _STREAMS,
+    "on_poison": _STREAMS,
+    "park_probe_interval_in_seconds": _STREAMS,
 }
 _CALLED = {
     ("sqs",): "SQS queues",
@@ -101,8 +103,31 @@ def _stream(mapping: Mapping, now: float) -> Iterator[Mistake]:
         yield Mistake(("tumbling_window_in_seconds",), "excludes filter_criteria: keep one of them")
     if mapping.tumbling_window_in_seconds and mapping.parallelization_factor > 1:
         yield Mistake(("tumbling_window_in_seconds",), "excludes a parallelization_factor above 1")
+    yield from _parking(mapping)
     if mapping.enhanced_fan_out and mapping.arn.consumer:
         yield Mistake(("enhanced_fan_out",), "excludes an event_source_arn that names a consumer already")
+
+
+def _parking(mapping: Mapping) -> Iterator[Mistake]:
+    given = mapping.model_fields_set
+    if not mapping.parks:
+        if "park_probe_interval_in_seconds" in given:
+            yield Mistake(("park_probe_interval_in_seconds",), 'goes only with on_poison = "park"')
+        return
+    if mapping.maximum_retry_attempts < 0:
+        yield Mistake(
+            ("on_poison",),
+            "needs maximum_retry_attempts, 0 or more: without an end of them nothing is parked",
+        )
+    if mapping.tumbling_window_in_seconds:
+        yield Mistake(
+            ("on_poison",), "excludes tumbling_window_in_seconds: a window has no room for what comes later"
+        )
+    if "bisect_batch_on_function_error" in given and not mapping.bisect_batch_on_function_error:
+        yield Mistake(
+            ("bisect_batch_on_function_error",),
+            'must be true, or left out, with on_poison = "park", which bisects',
+        )
 
 
 def _position(mapping: Mapping, now: float) -> Iterator[Mistake]:
@@ -166,11 +191,12 @@ def _circuit(mapping: Mapping) -> Iterator[Mistake]:
 def _spool(mapping: Mapping) -> Iterator[Mistake]:
     if mapping.spools and not mapping.destinations:
         yield Mistake(("on_delivery_failure",), "goes only with a destination in destination_config")
-    if mapping.spools:
-        return
-    for key in ("maximum_delivery_attempts", "spool"):
-        if key in mapping.model_fields_set:
-            yield Mistake((key,), 'goes only with on_delivery_failure = "spool"')
+    given = mapping.model_fields_set
+    if "maximum_delivery_attempts" in given and not mapping.spools:
+        yield Mistake(("maximum_delivery_attempts",), 'goes only with on_delivery_failure = "spool"')
+    if "spool" in given and not (mapping.spools or mapping.parks):
+        also = "" if mapping.source == "sqs" else ' or on_poison = "park"'
+        yield Mistake(("spool",), f'goes only with on_delivery_failure = "spool"{also}')
 
 
 # --- across the file --------------------------------------------------------------------------------------
@@ -194,11 +220,13 @@ def across(
     yield from _other_functions(functions, mappings)
     if not daemon.keeps_spool:
         for index, mapping in mappings.items():
-            if mapping.on_delivery_failure == "spool":
-                wants = (
-                    "needs [daemon] state = sqlite:PATH: a table of DynamoDB has no room for what is spooled"
-                )
-                yield Mistake(("mappings", index, "on_delivery_failure"), wants)
+            for key, keeps, what in (
+                ("on_delivery_failure", mapping.spools, "spooled"),
+                ("on_poison", mapping.parks, "parked"),
+            ):
+                if keeps:
+                    wants = f"needs [daemon] state = sqlite:PATH: a table of DynamoDB has no room for what is {what}"
+                    yield Mistake(("mappings", index, key), wants)
 
 
 def _unknown_function(name: str, known: tuple[str, ...], wanted: str = "a key of [functions]") -> str:

@@ -38,6 +38,7 @@ GET  /readyz                   200 when all mappings are started, 503 before and
 GET  /status                   what runs, as JSON (?pretty for people)
 POST /mappings/{name}/pause    poll no more                           \\
 POST /mappings/{name}/resume   poll again                              > want the header X-Poller: 1
+  ?key=K or ?all-keys          take up what is parked                  |
 POST /mappings/{name}/seek     move a paused mapping in its stream    /
                                {"to": "TRIM_HORIZON", "shard": null, "dry_run": true}
 GET  /replays                  replays that run or have ended; /replays/{id} is one of them
@@ -64,6 +65,8 @@ class Surface:
     pause: Callable[[str], Awaitable[None]]
     """Raises KeyError for an unknown name, PollerError when it cannot be done now."""
     resume: Callable[[str], Awaitable[None]]
+    resume_keys: Callable[[str, str | None], Awaitable[object]]
+    """Name, parked key or None for all; answers as JSON has it. Raises as the others."""
     seek: Callable[[str, str, str | None, bool], Awaitable[object]]
     """Name, where to, shard or None for all, whether only to say what would be; answers as JSON has it. Raises as the others,
     and SeekRefused for what cannot be asked of this mapping."""
@@ -149,7 +152,10 @@ class _Pages:
         return await self._command(request, self._surface.pause)
 
     async def resume(self, request: web.Request) -> web.Response:
-        return await self._command(request, self._surface.resume)
+        if not request.query.keys() & {"key", "all-keys"}:
+            return await self._command(request, self._surface.resume)
+        key = request.query.get("key")
+        return await self._command(request, lambda name: self._surface.resume_keys(name, key))
 
     async def seek(self, request: web.Request) -> web.Response:
         body = await request.read()

@@ -39,6 +39,7 @@ class Daemon:
             mappings=lambda: ["orders", "clicks"],
             pause=partial(self._command, "pause"),
             resume=partial(self._command, "resume"),
+            resume_keys=self._resume_keys,
             seek=self._seek,
             replays=ReplaySurface(
                 start=self._start,
@@ -50,6 +51,10 @@ class Daemon:
             failures=FailureSurface(look=self._look, show=partial(self._replay, "show")),
         )
         self.sought: list[tuple[str, str | None, bool]] = []
+
+    async def _resume_keys(self, name: str, key: str | None) -> object:
+        await self._command(f"resume {key!r}", name)
+        return [{"key": "k"}]
 
     async def _seek(self, name: str, to: str, shard: str | None, dry_run: bool) -> object:
         self.sought.append((to, shard, dry_run))
@@ -139,6 +144,24 @@ async def test_a_mapping_is_paused_and_resumed_by_name(verb: str) -> None:
     ):
         assert (reply.status, await reply.json()) == (200, {"mapping": "orders", "done": True})
     assert daemon.calls == [(verb, "orders")]
+
+
+@pytest.mark.parametrize(
+    ("query", "called"),
+    [("?key=a%20b%26c", "resume 'a b&c'"), ("?key=", "resume ''"), ("?all-keys", "resume None")],
+)
+async def test_parked_keys_are_resumed_one_by_one_or_all_together(query: str, called: str) -> None:
+    daemon = Daemon()
+    async with running(daemon.surface) as client:
+        async with client.post(f"/mappings/orders/resume{query}", headers=GUARD) as reply:
+            answer = {"mapping": "orders", "done": True, "answer": [{"key": "k"}]}
+            assert (reply.status, await reply.json()) == (200, answer)
+        daemon.error = PollerError("no such key")
+        async with client.post(f"/mappings/orders/resume{query}", headers=GUARD) as reply:
+            assert (reply.status, await reply.json()) == (409, {"error": "no such key"})
+        async with client.post(f"/mappings/orders/resume{query}") as reply:
+            assert reply.status == 403
+    assert daemon.calls == [(called, "orders")] * 2
 
 
 async def test_a_seek_says_what_it_does_to_each_shard() -> None:

@@ -47,6 +47,7 @@ def mapping(
         "totals": TOTALS | totals,
         "shards": list(shards),
         "spool": [],
+        "parked": None,
     }
 
 
@@ -99,6 +100,53 @@ def test_what_is_spooled_is_said_beneath(line: dict[str, Any], said: str) -> Non
     waiting = mapping("clicks", shard(1)) | {"spool": [line]}
     assert overview(waiting, width=120)[-1] == said
     assert drawn(tables.one(waiting, 1090.0, 120), 120)[-1] == said
+
+
+# --- parked keys ----------------------------------------------------------------------------------------------
+
+
+def parked_key(key: str, records: int = 3, error: str = "no such order", **more: Any) -> dict[str, Any]:
+    known = {"bytes": 100, "since": 785.0, "error_type": "ValueError", "doing": "next try in 42 s"}
+    return {"key": key, "records": records, "error_message": error, **known, **more}
+
+
+def parking(*first: dict[str, Any], keys: int = 1, waiting: str = "") -> Any:
+    about = {"keys": keys, "records": 1200, "bytes": 2_500_000, "oldest": 785.0, "waiting": waiting}
+    return mapping("clicks", shard(1)) | {"parked": {**about, "first": list(first)}}
+
+
+def test_parked_keys_are_counted_and_the_first_one_is_named_with_its_error() -> None:
+    waiting = parking(parked_key("user-17"), parked_key("user-18"), keys=1200)
+    assert overview(waiting, width=120)[-3:] == [
+        "clicks: 1,200 keys parked, 1,200 records (2.5 MB), the oldest for 5 min 5 s",
+        "  user-17: 3 records, next try in 42 s: ValueError: no such order",
+        "  and 1,199 more: poller status clicks",
+    ]
+
+
+def test_with_the_mappings_name_ten_parked_keys_are_named() -> None:
+    waiting = parking(*(parked_key(f"user-{number}") for number in range(10)), keys=12)
+    lines = drawn(tables.one(waiting, 1090.0, 120), 120)[-11:]
+    assert lines[0] == "  user-0: 3 records, next try in 42 s: ValueError: no such order"
+    assert lines[-1] == "  and 2 more"
+
+
+def test_a_full_spool_is_said_beside_what_is_parked() -> None:
+    waiting = parking(parked_key("k", error_type="", error=""), waiting="waiting for room")
+    assert overview(waiting, width=120)[-2:] == [
+        "clicks: 1 key parked, 1,200 records (2.5 MB), the oldest for 5 min 5 s; waiting for room",
+        "  k: 3 records, next try in 42 s",
+    ]
+
+
+def test_a_key_and_an_error_can_neither_fill_nor_steer_a_terminal() -> None:
+    waiting = parking(parked_key("k" * 100 + "\x1b[2J", error="a\nb\x1b" + "x" * 300, error_type=""))
+    *_, line = drawn(tables.one(waiting, 1090.0, 400), 400)
+    assert line == f"  {'k' * 64}…: 3 records, next try in 42 s: a\\nb\\x1b{'x' * 192}…"
+
+
+def test_a_mapping_of_which_nothing_is_parked_says_nothing_of_it() -> None:
+    assert overview(parking(keys=0)) == overview(mapping("clicks", shard(1)))
 
 
 # --- mappings -------------------------------------------------------------------------------------------------

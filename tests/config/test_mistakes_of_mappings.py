@@ -10,6 +10,7 @@ from poller.config import parse, warnings
 from poller.core.breaker import CircuitPolicy
 from tests.config.writing import DYNAMODB, KINESIS, NOW, SQS, only_problem, problems, whole
 
+PARKING = 'on_poison = "park"\nmaximum_retry_attempts = 3\n'
 #: What nothing can be sent to.
 NO_DESTINATIONS = (
     DYNAMODB,
@@ -170,6 +171,10 @@ QUEUE = [
         "spool.maximum_entries = 3",
         'spool = {…}: goes only with on_delivery_failure = "spool"',
     ),
+    (
+        'on_poison = "park"',
+        'on_poison = "park": does not apply to this source: it is for Kinesis and DynamoDB streams only',
+    ),
     ("spool.maximum_megabytes = 0", "spool.maximum_megabytes = 0: must be at least 1"),
     (
         'metrics_config.metrics = ["ErrorCount"]',
@@ -239,6 +244,38 @@ STREAM = [
     (
         "tumbling_window_in_seconds = 5\nparallelization_factor = 2",
         "tumbling_window_in_seconds = 5: excludes a parallelization_factor above 1",
+    ),
+    ('on_poison = "drop"', 'on_poison = "drop": must be "give_up" or "park"'),
+    (
+        'on_poison = "park"',
+        'on_poison = "park": needs maximum_retry_attempts, 0 or more: without an end of them nothing is parked',
+    ),
+    (
+        f"{PARKING}tumbling_window_in_seconds = 5",
+        'on_poison = "park": excludes tumbling_window_in_seconds: a window has no room for what comes later',
+    ),
+    (
+        f"{PARKING}bisect_batch_on_function_error = false",
+        (
+            "bisect_batch_on_function_error = false:"
+            ' must be true, or left out, with on_poison = "park", which bisects'
+        ),
+    ),
+    (
+        f"{PARKING}park_probe_interval_in_seconds = -1",
+        "park_probe_interval_in_seconds = -1: must be at least 0",
+    ),
+    (
+        f"{PARKING}park_probe_interval_in_seconds = 86401",
+        "park_probe_interval_in_seconds = 86401: must be at most 86400",
+    ),
+    (
+        "park_probe_interval_in_seconds = 60",
+        'park_probe_interval_in_seconds = 60: goes only with on_poison = "park"',
+    ),
+    (
+        "spool.maximum_entries = 3",
+        'spool = {…}: goes only with on_delivery_failure = "spool" or on_poison = "park"',
     ),
     (
         (
@@ -522,19 +559,28 @@ def test_a_circuit_breaker_is_off_unless_it_is_asked_for() -> None:
 SPOOLING = f'on_delivery_failure = "spool"\ndestination_config.on_failure.destination = "{SQS}"\n'
 
 
+@pytest.mark.parametrize(
+    ("keys", "at", "what"),
+    [
+        (SPOOLING, 'on_delivery_failure = "spool"', "spooled"),
+        (PARKING, 'on_poison = "park"', "parked"),
+        (SPOOLING + PARKING, "", "spooled and parked"),
+    ],
+)
 @pytest.mark.parametrize("state", ["sqlite:x.db", "memory:", "dynamodb:leases"])
-def test_what_is_spooled_needs_a_state_that_has_a_place_for_it_and_one_that_lasts(state: str) -> None:
+def test_what_waits_needs_a_state_that_has_a_place_for_it_and_one_that_lasts(
+    state: str, keys: str, at: str, what: str
+) -> None:
     top = f'[daemon]\nstate = "{state}"'
-    text = whole(f'starting_position = "LATEST"\n{SPOOLING}', arn=KINESIS, top=top)
-    if state == "dynamodb:leases":
+    text = whole(f'starting_position = "LATEST"\n{keys}', arn=KINESIS, top=top)
+    if state != "dynamodb:leases":
+        said = f'mapping "m": what is {what} ends with the process, as [daemon] state is memory:'
+        found = warnings(parse(text, where="f.toml", environ={}, now=NOW))
+        assert found == ((said,) if state == "memory:" else ())
+    elif at:
         assert only_problem(text) == (
-            'mappings[0] "m" on_delivery_failure = "spool": needs [daemon] state = sqlite:PATH:'
-            " a table of DynamoDB has no room for what is spooled"
+            f'mappings[0] "m" {at}: needs [daemon] state = sqlite:PATH:'
+            f" a table of DynamoDB has no room for what is {what}"
         )
     else:
-        said = warnings(parse(text, where="f.toml", environ={}, now=NOW))
-        assert said == (
-            ('mapping "m": what is spooled ends with the process, as [daemon] state is memory:',)
-            if state == "memory:"
-            else ()
-        )
+        assert len(problems(text)) == 2

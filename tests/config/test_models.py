@@ -170,6 +170,7 @@ def test_the_defaults_are_those_of_lambda_and_of_the_manual() -> None:
     one = config.mappings[0]
     assert (one.enabled, one.maximum_batching_window_in_seconds, one.parallelization_factor) == (True, 0, 1)
     assert (one.maximum_record_age_in_seconds, one.maximum_retry_attempts) == (-1, -1)
+    assert (one.on_poison, one.park_probe_interval_in_seconds, one.parks) == ("give_up", 60, False)
     assert one.destination_config.on_failure is None
 
 
@@ -217,6 +218,12 @@ STANDARD = some(
 
 def _spooling(keys: dict[str, Any]) -> dict[str, Any]:
     """What goes only with each other."""
+    if "park_probe_interval_in_seconds" in keys:
+        keys = keys | {
+            "on_poison": "park",
+            "maximum_retry_attempts": 3,
+            "bisect_batch_on_function_error": True,
+        }
     if not keys.keys() & {"spool", "maximum_delivery_attempts"}:
         return keys
     destination = {"on_failure": {"destination": SQS}}
@@ -254,6 +261,7 @@ STREAM = some(
     ),
     spool=st.just({"maximum_entries": 5, "maximum_megabytes": 65_536}),
     maximum_delivery_attempts=st.integers(1, 1000),
+    park_probe_interval_in_seconds=st.floats(0, 86_400),
 ).map(lambda keys: _spooling(keys) | {"starting_position": "TRIM_HORIZON"})
 
 

@@ -39,6 +39,12 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Parked:
+    keys: int = 1
+    records: int = 2
+
+
+@dataclass(frozen=True)
 class Mapping:
     name: str = "orders"
     state: str = "running"
@@ -49,6 +55,7 @@ class Mapping:
     shards: tuple[Shard, ...] = (Shard(),)
     circuit: str | None = "open"
     spool: tuple[object, ...] = ()
+    parked: Parked | None = Parked()
 
 
 @dataclass(frozen=True)
