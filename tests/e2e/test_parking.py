@@ -1,0 +1,154 @@
+"""A poison record among many keys, in the real process: its key is parked, the others go on, and it comes back in order."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.harness import Daemon, running, until
+from tests.e2e.stream_harness import DataStream, Ledger, all_done, in_order, key_of, mapping
+from tests.e2e.test_operating import poller
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from poller.demo.emulator import Emulator
+
+pytestmark = pytest.mark.slow
+
+KEYS = 100
+#: One of them, and where its poison comes.
+BAD, ROUND = "k50", 3
+
+
+def rounds(first: int, last: int) -> list[str]:
+    """A record of each key for each round; one of them is poison."""
+    return [
+        f"k{key:02}-{number:04}{'!' if (f'k{key:02}', number) == (BAD, ROUND) else ''}"
+        for number in range(first, last)
+        for key in range(KEYS)
+    ]
+
+
+def parking(stream: DataStream, **more: str) -> str:
+    return mapping(
+        stream.arn,
+        "mendable",
+        on_poison='"park"',
+        maximum_retry_attempts="1",
+        parallelization_factor="2",
+        **more,
+    )
+
+
+def test_a_poison_record_parks_its_key_over_a_kill_until_it_is_resumed_in_order(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    stream = DataStream(emulator.endpoint_url)
+    daemon = Daemon(tmp_path, emulator.endpoint_url, parking(stream, park_probe_interval_in_seconds="0"))
+    ledger = Ledger(tmp_path / "ledger")
+    before = [text for text in rounds(0, ROUND) if key_of(text) == BAD]
+
+    def others(last: int) -> set[str]:
+        """All that can be handled while the key is parked."""
+        return {text for text in rounds(0, last) if key_of(text) != BAD} | set(before)
+
+    stream.put(rounds(0, 20))
+    with running(daemon):
+        until(lambda: ledger.look().records.keys() >= others(20), "the other keys are handled")
+        until(lambda: daemon.status()["work"]["parked"]["records"] == 17, "the key is parked")
+        daemon.kill()
+    stream.put(rounds(20, 30))
+    with running(daemon):
+        until(lambda: ledger.look().records.keys() >= others(30), "the other keys go on after a kill")
+        until(lambda: all_done(daemon), "the stream is done with")
+        assert ledger.look().records.keys() == others(30)
+
+        # What is parked is seen.
+        until(lambda: daemon.status()["work"]["parked"]["records"] == 27, "it is counted once")
+        (key,) = daemon.status()["work"]["parked"]["first"]
+        assert (key["key"], key["error_type"]) == (BAD, "ValueError")
+        assert daemon.metric('poller_parked_keys{mapping="work"}') == 1
+        assert daemon.metric('poller_parked_records{mapping="work"}') == 27
+        shown = poller(tmp_path, "status", "work").stdout
+        assert "work: 1 key parked, 27 records" in shown
+        assert f"  {BAD}: 27 records, waits for poller resume: ValueError: poison: k50-0003!" in shown
+
+        # What still fails stays, and says so.
+        failing = poller(tmp_path, "resume", "work", "--key", BAD)
+        assert (failing.returncode, failing.stdout) == (
+            1,
+            'work: key "k50" still fails, 0 records handled: ValueError: poison: k50-0003!\n',
+        )
+        unknown = poller(tmp_path, "resume", "work", "--key", "k51")
+        assert (unknown.returncode, unknown.stdout) == (1, "")
+        assert unknown.stderr == (
+            "poller resume: work has no parked key 'k51': poller status work shows those it has\n"
+        )
+
+        (tmp_path / "mended").touch()
+        daemon.kill()
+    with running(daemon):
+        stream.put(rounds(30, 35))
+        resumed = poller(tmp_path, "resume", "work", "--key", BAD)
+        assert resumed.returncode == 0, resumed
+        assert resumed.stdout.startswith('work: key "k50" is free again, ')
+        until(lambda: ledger.look().records.keys() == set(rounds(0, 35)), "all is handled")
+        assert daemon.status()["work"]["parked"]["keys"] == 0
+        assert daemon.metric('poller_parked_records{mapping="work"}') == 0
+        assert daemon.stop() == 0
+    assert in_order(ledger.records)
+    # It came the last time as it came the first time.
+    attempts = (tmp_path / "poison").read_text().splitlines()
+    assert len(attempts) >= 3
+    assert len(set(attempts)) == 1
+    assert json.loads(attempts[0])["eventID"].startswith("shardId-000000000000:")
+
+
+def test_a_probe_takes_a_key_up_when_its_function_is_mended(emulator: Emulator, tmp_path: Path) -> None:
+    stream = DataStream(emulator.endpoint_url)
+    daemon = Daemon(tmp_path, emulator.endpoint_url, parking(stream, park_probe_interval_in_seconds="0.5"))
+    ledger = Ledger(tmp_path / "ledger")
+    stream.put(rounds(0, 6))
+    with running(daemon):
+        until(lambda: daemon.status()["work"]["parked"]["keys"] == 1, "the key is parked")
+        (tmp_path / "mended").touch()
+        until(lambda: ledger.look().records.keys() == set(rounds(0, 6)), "all is handled")
+        until(lambda: daemon.status()["work"]["parked"]["keys"] == 0, "the key is free")
+        assert daemon.stop() == 0
+    assert in_order(ledger.records)
+
+
+def test_keys_that_were_parked_are_kept_apart_when_the_file_parks_no_more(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    stream = DataStream(emulator.endpoint_url)
+    daemon = Daemon(tmp_path, emulator.endpoint_url, parking(stream, park_probe_interval_in_seconds="0"))
+    ledger = Ledger(tmp_path / "ledger")
+    stream.put(rounds(0, 6))
+    with running(daemon):
+        until(lambda: daemon.status()["work"]["parked"]["records"] == 3, "the key is parked")
+        until(lambda: all_done(daemon), "the stream is done with")
+        assert daemon.stop() == 0
+    daemon.write(mapping(stream.arn, "mendable", tumbling_window_in_seconds="5"))
+    with running(daemon):
+        until(
+            lambda: "1 parked keys wait" in daemon.status()["work"]["reason"], "windows do not go with them"
+        )
+        assert daemon.stop() == 0
+    daemon.write(mapping(stream.arn, "mendable"))
+    stream.put(rounds(6, 8))
+    (tmp_path / "mended").touch()
+    with running(daemon):
+        until(lambda: daemon.status()["work"]["parked"]["records"] == 5, "what follows is put behind it")
+        assert poller(tmp_path, "resume", "work", "--all-keys").returncode == 0
+        until(lambda: ledger.look().records.keys() == set(rounds(0, 8)), "all is handled")
+        assert daemon.stop() == 0
+    assert in_order(ledger.records)
+    with running(daemon):
+        assert daemon.status()["work"]["parked"] is None
+        refused = poller(tmp_path, "resume", "work", "--all-keys")
+        assert refused.stderr == 'poller resume: it parks no keys: that takes on_poison = "park"\n'
+        assert daemon.stop() == 0
