@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,18 @@ class DataStream:
     def shards(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.client.list_shards(StreamName=self.name)["Shards"]
         return found
+
+    def shard_of(self, key: str) -> str:
+        """Where a partition key goes."""
+        place = int.from_bytes(hashlib.md5(key.encode()).digest())
+        for shard in self.shards():
+            if (
+                int(shard["HashKeyRange"]["StartingHashKey"])
+                <= place
+                <= int(shard["HashKeyRange"]["EndingHashKey"])
+            ):
+                return str(shard["ShardId"])
+        raise AssertionError(f"no shard takes {key}")
 
     def between(self, shard: str, first: str, last: str) -> list[dict[str, Any]]:
         """The records of a shard from one sequence number to another, both included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -152,3 +153,37 @@ def test_keys_that_were_parked_are_kept_apart_when_the_file_parks_no_more(
         refused = poller(tmp_path, "resume", "work", "--all-keys")
         assert refused.stderr == 'poller resume: it parks no keys: that takes on_poison = "park"\n'
         assert daemon.stop() == 0
+
+
+def test_ten_thousand_parked_records_fill_the_spool_and_not_the_memory(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    stream = DataStream(emulator.endpoint_url, shards=2)
+    config = parking(stream, park_probe_interval_in_seconds="0", spool="{ maximum_entries = 10000 }")
+    daemon, ledger = Daemon(tmp_path, emulator.endpoint_url, config), Ledger(tmp_path / "ledger")
+    # Another key on the other shard.
+    other = next(key for key in map(str, range(100)) if stream.shard_of(key) != stream.shard_of(BAD))
+    texts = [f"{BAD}-{number:06}{'!' if number == 0 else ''}" for number in range(10_500)]
+    stream.put(texts[:200])
+    with running(daemon):
+        until(lambda: daemon.status()["work"]["parked"]["records"] == 200, "the key is parked")
+        before = daemon.metric("process_resident_memory_bytes")
+        stream.put(texts[200:])
+        until(
+            lambda: "the spool is full" in daemon.status()["work"]["parked"]["waiting"], "the spool is full"
+        )
+        assert daemon.status()["work"]["parked"]["records"] == 10_000
+        waiting = {one["doing"].partition(":")[0] for one in daemon.status()["work"]["shards"]}
+        assert "waiting for room among the parked records" in waiting
+        stream.put(f"{other}-{number:06}" for number in range(500))
+        until(lambda: len(ledger.look().records) == 500, "another key goes on")
+        (tmp_path / "mended").touch()
+        began = time.monotonic()
+        assert poller(tmp_path, "resume", "work", "--key", BAD).returncode == 0
+        until(lambda: len(ledger.look().records) == len(texts) + 500, "all is handled")
+        took, grown = time.monotonic() - began, daemon.metric("process_resident_memory_bytes") - before
+        assert daemon.status()["work"]["parked"]["keys"] == 0
+        assert daemon.stop() == 0
+    print(f"10,000 parked records taken up in {took:.1f} s; {grown / 2**20:.0f} MiB more")
+    assert grown < 64 * 2**20
+    assert in_order(ledger.records)
