@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # --- records and batches ------------------------------------------------------------------------------------------------
 
@@ -152,6 +155,54 @@ class Job:
     id: str
     state: bytes
     """JSON; whoever saves it knows what it means."""
+
+
+# --- leases ------------------------------------------------------------------------------------------------------------
+
+#: The mapping and the shard.
+LeaseKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One row: a shard of a mapping, who reads it, and how far."""
+
+    mapping: str
+    shard: str
+    parents: tuple[str, ...] = ()
+    owner: str = ""
+    """The worker that reads it; empty for nobody."""
+    counter: int = 0
+    """Grows with every claim, renewal and release; never with anything else."""
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    load: float | None = None
+    """What reading it costs its owner, in one unit for all leases (bytes a second, say); None before that is known."""
+    wanted_by: str = ""
+    """The worker that asks for it; empty for nobody."""
+
+    @property
+    def key(self) -> LeaseKey:
+        """What is unique to it."""
+        return (self.mapping, self.shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that is there to read shards. It says so by counting."""
+
+    id: str
+    """Of this life of the process: nobody had it before."""
+    mappings: frozenset[str]
+    """Those that it runs; others it leaves alone."""
+    counter: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What one look at the table has shown."""
+
+    leases: Sequence[Lease]
+    workers: Sequence[Worker]
 
 
 # --- one invocation -----------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         Invocation,
         Invoked,
         Job,
+        Lease,
+        Listing,
         Parked,
         Received,
         Record,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         Trimmed,
         Trouble,
         Unparked,
+        Worker,
         Workers,
     )
 
@@ -172,6 +175,57 @@ class CheckpointStore(Protocol):
 
     async def aclose(self) -> None:
         """Finish what is being saved and let go of the medium."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """The table that workers share. Raises `poller.errors.StoreError` only.
+
+    Leases are rows that change conditionally: who lost one gets None or False, which is no failure. A write whose answer was
+    lost on the way is recognised as having happened when it is tried again; after a StoreError it has happened or not.
+    A checkpoint moves forward only, whoever brings it; one that would move it backwards leaves it where it is and does not
+    hinder the write that it comes with.
+    """
+
+    async def list(self) -> Listing:
+        """All leases and workers, without the windows of the checkpoints. Rows may be a moment old, each for itself."""
+        ...
+
+    async def beat(self, worker: Worker) -> None:
+        """Say that `worker` is there; its counter is one more than last time."""
+        ...
+
+    async def leave(self, worker: Worker) -> None:
+        """Remove the row of a worker that goes, or has gone; not if it has counted on."""
+        ...
+
+    async def add(self, lease: Lease) -> None:
+        """Make a row for a shard that is new, with its first checkpoint. To a row that is there, add its parents."""
+        ...
+
+    async def claim(self, lease: Lease, worker: str) -> Lease | None:
+        """Make `worker` the owner, if owner and counter are still those of `lease`; return the row as it then is, whole."""
+        ...
+
+    async def want(self, lease: Lease, worker: str) -> bool:
+        """Note that `worker` asks for the lease, if its owner and who asked before are still those of `lease`.
+
+        The counter is not compared, or nobody could ask an owner that is busy; nothing depends on it.
+        """
+        ...
+
+    async def renew(self, lease: Lease, checkpoint: Checkpoint, load: float | None) -> Lease | None:
+        """Count on and move the checkpoint, if owner and counter are still those of `lease`; return the row as it then is.
+
+        What is new in it is who wants it.
+        """
+        ...
+
+    async def release(self, lease: Lease, checkpoint: Checkpoint, to: str = "") -> bool:
+        """Move the checkpoint and make `to` the owner, or nobody, if owner and counter are still those of `lease`.
+
+        With a checkpoint that is finished, the lease is complete: nobody will claim it any more.
+        """
         ...
 
 

@@ -1,0 +1,158 @@
+"""Who should have which lease, computed from one look at the table. Equal for all workers that saw the same.
+
+A lease is *free* when nobody owns it or its owner has let it expire, and its parents are finished. What is free is placed;
+then loads are evened out, by placing differently what is not taken yet, and by asking owners for the rest. Workers that run
+the same mappings form a *class*, and leases stay within it; what a worker carries counts in all of its classes.
+
+A worker that has let a lease expire is dead, or has got stuck, and gets nothing that is free as long as there are others. A
+worker that owns leases but does not count, say because it is another program on the same table, is left what it has, and
+gives away what it has too much.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poller.core.balance import Item, place, relieve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from poller.core.sightings import Sightings
+    from poller.model import Lease, LeaseKey, Listing
+
+#: Failover times during which a lease that changed hands is not moved again.
+SETTLED = 2.0
+#: Chances that the worker which comes next has in one failover time to take what is free.
+TURNS = 2
+#: The part of all load that has to be free for who takes what to depend on trembling loads: all take something then anyhow.
+MANY = 0.1
+#: The part of the average load that a lease without any counts as.
+LEAST = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Who should have what, from one look. Equal for all who saw the same."""
+
+    leases: Mapping[LeaseKey, Lease]
+    """All that there are."""
+    present: frozenset[str]
+    """The workers that are there."""
+    owned: Mapping[str, Sequence[Lease]]
+    """Leases by their owner, expired ones included."""
+    claims: Mapping[str, Sequence[Lease]]
+    """Free leases, by who is to take them."""
+    wants: Mapping[str, Sequence[Lease]]
+    """Leases by who is to ask their owners for them."""
+    loads: Mapping[str, float]
+    """What each worker carries when all of this is done, in averages of a lease."""
+
+
+def survey(listing: Listing, sightings: Sightings, failover_time: float) -> Survey:
+    """Work it out. `sightings` have the look in them."""
+    return _Surveyor(listing, sightings, failover_time).survey()
+
+
+class _Surveyor:
+    def __init__(self, listing: Listing, sightings: Sightings, failover_time: float) -> None:
+        self.sightings = sightings
+        self.failover_time = failover_time
+        self.leases = {lease.key: lease for lease in listing.leases}
+        self.present = sightings.present(failover_time)
+        self.workers = [worker for worker in listing.workers if worker.id in self.present]
+        self.active = {key: lease for key, lease in self.leases.items() if self._is_active(lease)}
+        self.weights = _weights(self.active)
+        self.loads = dict.fromkeys(sorted(self.present), 0.0)
+        self.failing: set[str] = set()
+        self.owned: defaultdict[str, list[Lease]] = defaultdict(list)
+        self.free: defaultdict[str, list[Lease]] = defaultdict(list)
+        self.movable: defaultdict[str, list[Lease]] = defaultdict(list)
+        self.claims: defaultdict[str, list[Lease]] = defaultdict(list)
+        self.wants: defaultdict[str, list[Lease]] = defaultdict(list)
+
+    def survey(self) -> Survey:
+        for key, lease in self.active.items():
+            self._sort(key, lease)
+        for takers, mappings in self._classes().items():
+            self._even_out(takers, mappings)
+        return Survey(self.leases, self.present, self.owned, self.claims, self.wants, self.loads)
+
+    def _is_active(self, lease: Lease) -> bool:
+        if lease.checkpoint.finished:
+            return False
+        if lease.owner or not lease.parents:
+            return True
+        parents = (self.leases.get((lease.mapping, parent)) for parent in lease.parents)
+        return all(parent is None or parent.checkpoint.finished for parent in parents)
+
+    def _sort(self, key: LeaseKey, lease: Lease) -> None:
+        """Enter a lease as owned, as free, or as both when it is expired, with its load where it is or is bound for."""
+        owner, wanted_by = lease.owner, lease.wanted_by
+        if not owner:
+            self.free[lease.mapping].append(lease)
+            return
+        self.owned[owner].append(lease)
+        seen, at = self.sightings.leases[key], self.sightings.at
+        if at - seen.since >= self.failover_time:
+            self.free[lease.mapping].append(lease)
+            self.failing.add(owner)
+            return
+        bound = wanted_by != owner and wanted_by in self.present
+        bearer = wanted_by if bound else owner
+        self.loads[bearer] = self.loads.get(bearer, 0.0) + self.weights[key]
+        if not bound and at - seen.moved >= SETTLED * self.failover_time:
+            self.movable[lease.mapping].append(lease)
+
+    def _classes(self) -> dict[tuple[str, ...], list[str]]:
+        """Mappings that have leases, by the workers that run them."""
+        runs: defaultdict[str, list[str]] = defaultdict(list)
+        for worker in sorted(self.workers, key=lambda worker: worker.id):
+            for mapping in worker.mappings:
+                runs[mapping].append(worker.id)
+        classes: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+        for mapping in sorted(self.free.keys() | self.movable.keys()):
+            if mapping in runs:
+                classes[tuple(runs[mapping])].append(mapping)
+        return classes
+
+    def _even_out(self, takers: Sequence[str], mappings: Iterable[str]) -> None:
+        mappings = list(mappings)
+        free = [lease for mapping in mappings for lease in self.free[mapping]]
+        movable = [lease for mapping in mappings for lease in self.movable[mapping]]
+        items = [self._item(lease) for lease in free]
+        placed = place(items, self.loads, [name for name in takers if name not in self.failing] or takers)
+        givers: defaultdict[str, list[tuple[float, LeaseKey]]] = defaultdict(list)
+        for lease in movable:
+            givers[lease.owner].append((self.weights[lease.key], lease.key))
+        if sum(item.weight for item in items) > MANY * sum(self.weights.values()):
+            for key, taker in placed.items():
+                givers[taker].append((self.weights[key], key))
+        loads = {name: self.loads[name] for name in {*takers, *givers}}
+        for move in relieve(loads, takers, givers):
+            if move.key in placed:
+                placed[move.key] = move.taker
+            else:
+                self.wants[move.taker].append(self.leases[move.key])
+        self.loads.update(loads)
+        for key, taker in placed.items():
+            self.claims[taker].append(self.leases[key])
+
+    def _item(self, lease: Lease) -> Item:
+        """What is free, for the worker whose turn it is by now."""
+        free_for = self.sightings.unchanged(lease.key) - (self.failover_time if lease.owner else 0.0)
+        turn = max(0, int(free_for * TURNS / self.failover_time))
+        return Item(lease.key, self.weights[lease.key], turn)
+
+
+def _weights(leases: Mapping[LeaseKey, Lease]) -> dict[LeaseKey, float]:
+    """What leases weigh: their loads, in averages, and something for those that are idle."""
+    known = [lease.load for lease in leases.values() if lease.load is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    if mean <= 0.0:
+        return dict.fromkeys(leases, 1.0)
+    return {
+        key: 1.0 if lease.load is None else max(LEAST, lease.load / mean) for key, lease in leases.items()
+    }
