@@ -1,11 +1,10 @@
-"""What every checkpoint store promises, run over each of them. A new store adds one entry to `STORES`."""
+"""What every checkpoint store promises, run over each of them."""
 
 from __future__ import annotations
 
 import itertools
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -15,55 +14,20 @@ from hypothesis import strategies as st
 from poller.core.positions import position
 from poller.errors import StoreError
 from poller.model import Checkpoint
-from poller.stores.memory import MemoryStore
-from poller.stores.sqlite import SqliteStore
+from tests.conformance.media import STORES, medium
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from poller.ports import CheckpointStore
+    from tests.conformance.media import Open
 
 pytestmark = pytest.mark.anyio
 
 
-class Open(Protocol):
-    def __call__(self) -> AbstractAsyncContextManager[CheckpointStore]: ...
-
-
-class InMemory:
-    """Opens the same store again and again, as the other media do."""
-
-    def __init__(self, place: Path) -> None:
-        self._store = MemoryStore()
-
-    @asynccontextmanager
-    async def __call__(self) -> AsyncIterator[CheckpointStore]:
-        yield self._store
-        await self._store.aclose()
-
-
-class InSqlite:
-    def __init__(self, place: Path) -> None:
-        self._path = place / "poller.db"
-
-    @asynccontextmanager
-    async def __call__(self) -> AsyncIterator[CheckpointStore]:
-        store = await SqliteStore.open(self._path, patience=0)
-        try:
-            yield store
-        finally:
-            await store.aclose()
-
-
-STORES = {"memory": InMemory, "sqlite": InSqlite}
-
-
 @pytest.fixture(params=STORES)
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    made: Open = STORES[request.param](tmp_path)
-    return made
+    return medium(request, tmp_path)
 
 
 FULL = Checkpoint(

@@ -9,8 +9,8 @@ from poller.core.balance import FULL, INNER, OUTER, Item, Move, place, relieve
 WORKERS = [f"w{number}" for number in range(5)]
 
 
-def items(*weights: float, shun: str = "", turn: int = 0) -> list[Item]:
-    return [Item(("clicks", f"shard-{number}"), weight, turn, shun) for number, weight in enumerate(weights)]
+def items(*weights: float, turn: int = 0) -> list[Item]:
+    return [Item(("clicks", f"shard-{number}"), weight, turn) for number, weight in enumerate(weights)]
 
 
 def nothing(workers: list[str]) -> dict[str, float]:

@@ -1,0 +1,92 @@
+"""The stores as the conformance suites open them: each over a medium that is empty at first and outlives the store."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
+
+from poller.aws.session import AwsSession
+from poller.config import Aws
+from poller.stores.dynamodb import DynamoDbStore
+from poller.stores.memory import MemoryStore
+from poller.stores.sqlite import SqliteStore
+from tests.engine.fakes import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    import pytest
+
+    from poller.ports import CheckpointStore, LeaseStore
+    from tests.servers import Server
+
+    class Store(CheckpointStore, LeaseStore, Protocol):
+        """Both at once."""
+
+    class Open(Protocol):
+        def __call__(self) -> AbstractAsyncContextManager[Store]: ...
+
+
+REGION = "eu-west-1"
+
+
+class InMemory:
+    """Opens the same store again and again, as the other media do."""
+
+    def __init__(self) -> None:
+        self._store = MemoryStore()
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[Store]:
+        yield self._store
+        await self._store.aclose()
+
+
+class InSqlite:
+    def __init__(self, place: Path, *, shared: bool) -> None:
+        self._path = place / "poller.db"
+        self._shared = shared
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[Store]:
+        patience = 5.0 if self._shared else 0.0
+        store = await SqliteStore.open(self._path, patience=patience)
+        try:
+            yield store
+        finally:
+            await store.aclose()
+
+
+class InDynamoDb:
+    """A table of its own on some server."""
+
+    def __init__(self, endpoint_url: str) -> None:
+        self._config = Aws(region=REGION, endpoint_url=endpoint_url)
+        self._table = f"leases-{uuid4()}"
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[Store]:
+        async with AwsSession(self._config, Recorder()) as session:
+            store = await DynamoDbStore.open(self._table, session)
+            try:
+                yield store
+            finally:
+                await store.aclose()
+
+
+STORES = ("memory", "sqlite", "sqlite-shared", "dynamodb-ministack", "dynamodb-local")
+
+
+def medium(request: pytest.FixtureRequest, place: Path) -> Open:
+    """What `request.param` names of `STORES`; servers are started by the first who needs them."""
+    if request.param == "memory":
+        return InMemory()
+    if request.param.startswith("sqlite"):
+        return InSqlite(place, shared=request.param == "sqlite-shared")
+    if request.param == "dynamodb-ministack":
+        return InDynamoDb(request.getfixturevalue("emulator").endpoint_url)
+    server: Server = request.getfixturevalue("dynamodb_local")
+    return InDynamoDb(server.endpoint_url)
