@@ -11,8 +11,12 @@ import sqlite3
 import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from poller.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: "polr", where SQLite's header says whose file it is.
 APPLICATION_ID = 0x706F6C72
@@ -94,11 +98,31 @@ MIGRATIONS = (
         state BLOB NOT NULL
     );
     """,
+    """
+    CREATE TABLE leases (
+        mapping TEXT NOT NULL,
+        shard TEXT NOT NULL,
+        parents TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        counter INTEGER NOT NULL,
+        load REAL,
+        wanted_by TEXT NOT NULL,
+        PRIMARY KEY (mapping, shard)
+    );
+    CREATE TABLE workers (
+        id TEXT NOT NULL PRIMARY KEY,
+        mappings TEXT NOT NULL,
+        counter INTEGER NOT NULL
+    );
+    """,
 )
 
+# One daemon a file. Exclusive also keeps the index of the log in our memory, so that file systems without shared memory do.
+EXCLUSIVE = "locking_mode = EXCLUSIVE"
+# Several daemons of one machine a file. The index of the log is shared memory between them.
+SHARED = "locking_mode = NORMAL"
+
 PRAGMAS = (
-    # One daemon a file. Exclusive also keeps the index of the log in our memory, so that file systems without shared memory do.
-    "locking_mode = EXCLUSIVE",
     # A commit appends to the log and is one fsync; the file itself is always whole.
     "journal_mode = WAL",
     # NORMAL would save that fsync, and a loss of power the last seconds of checkpoints. Group commit makes it cheap instead.
@@ -129,10 +153,11 @@ _CURES = {
 }
 
 
-def open_file(path: Path, patience: float) -> sqlite3.Connection:
-    """Open the state file at `path` for this process alone, making it when there is none.
+def open_file(path: Path, patience: float, *, shared: bool = False) -> sqlite3.Connection:
+    """Open the state file at `path` for this process alone, or `shared` with others, making it when there is none.
 
-    Waits up to `patience` seconds for another process to let go of it. Raises StoreError with one line that says what to do.
+    Waits up to `patience` seconds for another process to let go of it, and of each transaction where it is shared. Raises
+    StoreError with one line that says what to do.
     """
     path = Path(os.path.realpath(path))
     try:
@@ -141,18 +166,23 @@ def open_file(path: Path, patience: float) -> sqlite3.Connection:
             _create(path)
         _check_access(path)
         _check_owner(path)
-        return _connect(path, patience)
+        return _connect(path, patience, SHARED if shared else EXCLUSIVE)
     except sqlite3.Error as error:
-        raise explain(path, error) from error
+        raise explain(path, error, shared=shared) from error
     except OSError as error:
         raise StoreError(
             f"{path}: {error.strerror}: let the user that runs poller read and write it in {path.parent}"
         ) from error
 
 
-def explain(path: Path, error: sqlite3.Error) -> StoreError:
+def explain(path: Path, error: sqlite3.Error, *, shared: bool = False) -> StoreError:
     """One line for what SQLite says about the file at `path`."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # above it are details
+    if code == sqlite3.SQLITE_BUSY and shared:
+        return StoreError(
+            f"{path}: held by {_holder(path)}, which runs alone or has stopped in the middle of a write: end it, or "
+            "let all daemons share the file"
+        )
     if code == sqlite3.SQLITE_BUSY:
         return StoreError(
             f"{path}: in use by {_holder(path)}: stop it first, or give each daemon a file of its own"
@@ -242,25 +272,47 @@ def _check_version(path: Path, connection: sqlite3.Connection) -> int:
     return version
 
 
-def _connect(path: Path, patience: float) -> sqlite3.Connection:
+def _connect(path: Path, patience: float, locking: str) -> sqlite3.Connection:
     # rw: a file that vanished since it was checked must not come back empty.
     connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
     try:
-        for pragma in PRAGMAS:
+        for pragma in (locking, *PRAGMAS):
             connection.execute(f"PRAGMA {pragma}")
         if (found := connection.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
             raise damaged(path, " ".join(found.split()))
-        _migrate(connection, _check_version(path, connection))
+        _bring_up_to_date(path, connection)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
+def _bring_up_to_date(path: Path, connection: sqlite3.Connection) -> None:
+    """Migrate in one transaction, in which nobody else can; it also shows that the file can be written."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _migrate(connection, _check_version(path, connection))
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Bring the schema up to date in one transaction; it also shows that the file can be written."""
-    steps = "".join(MIGRATIONS[version:])
-    connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;")
+    for step in MIGRATIONS[version:]:
+        for statement in _statements(step):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """One after the other: executescript would commit first. A trigger has semicolons of its own."""
+    statement = ""
+    for part in script.rstrip().removesuffix(";").split(";"):
+        statement += f"{part};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _holder(path: Path) -> str:

@@ -134,7 +134,8 @@ class DynamoDbStore:
         if await self._table.update(key, {"wanted_by": {"S": worker}}, (), condition, values | more):
             return True
         item = await self._table.get(key)
-        return item is not None and rows.lease_of(item).wanted_by == worker != lease.wanted_by
+        row = rows.lease_of(item) if item else None
+        return row is not None and (row.owner, row.wanted_by) == (lease.owner, worker)
 
     async def renew(self, lease: Lease, checkpoint: Checkpoint, load: float | None) -> Lease | None:
         sets: Item = {"counter": _next(lease)} | ({} if load is None else {"load": {"S": repr(load)}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from poller.core.leases import has_happened
 from poller.core.positions import position
 from poller.model import Lease, Listing
 from poller.stores._memory_spool import MemorySpool
@@ -72,24 +73,30 @@ class MemoryStore:
         self._put(replace(stored, parents=lease.parents))
 
     async def claim(self, lease: Lease, worker: str) -> Lease | None:
+        if self._has_happened(lease, worker):
+            return self._leases[lease.key]
         stored = self._same(lease)
         return stored and self._put(replace(stored, owner=worker, counter=lease.counter + 1, wanted_by=""))
 
     async def want(self, lease: Lease, worker: str) -> bool:
         stored = self._leases.get(lease.key)
-        if stored is None or (stored.owner, stored.wanted_by) != (lease.owner, lease.wanted_by):
+        if stored is None or stored.owner != lease.owner:
             return False
+        if stored.wanted_by != lease.wanted_by:
+            return stored.wanted_by == worker
         self._put(replace(stored, wanted_by=worker))
         return True
 
     async def renew(self, lease: Lease, checkpoint: Checkpoint, load: float | None) -> Lease | None:
+        if self._has_happened(lease, lease.owner, checkpoint):
+            return self._leases[lease.key]
         stored = self._same(lease, checkpoint)
         return stored and self._put(replace(stored, counter=lease.counter + 1, load=load))
 
     async def release(self, lease: Lease, checkpoint: Checkpoint, to: str = "") -> bool:
         stored = self._same(lease, checkpoint)
         if stored is None:
-            return False
+            return self._has_happened(lease, to, checkpoint)
         self._put(replace(stored, owner=to, counter=lease.counter + 1, wanted_by=""))
         return True
 
@@ -100,6 +107,10 @@ class MemoryStore:
         if stored is None or (stored.owner, stored.counter) != (lease.owner, lease.counter):
             return None
         return replace(stored, checkpoint=checkpoint) if checkpoint and further else stored
+
+    def _has_happened(self, lease: Lease, owner: str, checkpoint: Checkpoint | None = None) -> bool:
+        stored = self._leases.get(lease.key)
+        return stored is not None and has_happened(stored, lease, owner, checkpoint)
 
     def _put(self, lease: Lease) -> Lease:
         self._leases[lease.key] = lease

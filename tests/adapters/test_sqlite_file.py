@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from poller.errors import StoreError
-from poller.model import Checkpoint, Job, SpoolEntry, SpoolLimits
+from poller.model import Checkpoint, Job, Lease, SpoolEntry, SpoolLimits
 from poller.stores import _sqlite_file
 from poller.stores.sqlite import SqliteStore
 from tests.adapters.sqlite_files import a_state_file, cut_in_half, names, opened, put, refusal, statement
@@ -210,12 +210,12 @@ async def test_an_older_file_is_brought_up_to_date_with_what_it_holds(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     await a_state_file(path)
-    newer = (*_sqlite_file.MIGRATIONS, "CREATE TABLE leases (shard TEXT);")
+    newer = (*_sqlite_file.MIGRATIONS, "CREATE TABLE later (shard TEXT);")
     monkeypatch.setattr(_sqlite_file, "MIGRATIONS", newer)
     async with opened(path) as store:
         assert await store.load("clicks") == {"shard-0": Checkpoint("1")}
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT * FROM leases").fetchall() == []
+        assert connection.execute("SELECT * FROM later").fetchall() == []
         assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
 
 
@@ -233,12 +233,13 @@ async def test_a_file_of_every_older_schema_is_brought_up_to_date_and_can_do_wha
     async with opened(path) as store:
         assert await store.spool.take("clicks", "delivery") == [replace(AN_ENTRY, number=1)]
         assert await store.jobs.jobs() == [Job("a", b"{}")]
+        assert (await store.list()).leases == [Lease("clicks", "shard-0", checkpoint=Checkpoint("1"))]
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch):
     await a_state_file(path)
     with monkeypatch.context() as patched:
-        broken = (*_sqlite_file.MIGRATIONS, "CREATE TABLE leases (shard TEXT); SELECT nonsense;")
+        broken = (*_sqlite_file.MIGRATIONS, "CREATE TABLE later (shard TEXT); SELECT nonsense;")
         patched.setattr(_sqlite_file, "MIGRATIONS", broken)
         with pytest.raises(StoreError, match="nonsense"):
             await SqliteStore.open(path, patience=0)

@@ -53,7 +53,7 @@ class InSqlite:
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[Store]:
         patience = 5.0 if self._shared else 0.0
-        store = await SqliteStore.open(self._path, patience=patience)
+        store = await SqliteStore.open(self._path, patience=patience, shared=self._shared)
         try:
             yield store
         finally:
@@ -77,7 +77,9 @@ class InDynamoDb:
                 await store.aclose()
 
 
-STORES = ("memory", "sqlite", "sqlite-shared", "dynamodb-ministack", "dynamodb-local")
+LOCAL = ("memory", "sqlite", "sqlite-shared")
+REMOTE = ("dynamodb-ministack", "dynamodb-local")
+STORES = (*LOCAL, *REMOTE)
 
 
 def medium(request: pytest.FixtureRequest, place: Path) -> Open:

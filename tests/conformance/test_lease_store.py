@@ -153,6 +153,36 @@ async def test_a_lease_with_a_finished_checkpoint_is_complete(open_store: Open):
         assert (await row(store)).checkpoint == Checkpoint("5", finished=True)
 
 
+async def test_a_write_that_is_tried_again_is_recognised(open_store: Open):
+    """Its answer may have been lost on the way."""
+    async with open_store() as store:
+        await store.add(NEW)
+        lease = await store.claim(NEW, "w1")
+        assert lease
+        assert await store.claim(NEW, "w1") == lease
+        renewed = await store.renew(lease, Checkpoint("5"), 2.0)
+        assert renewed
+        assert await store.renew(lease, Checkpoint("5"), 2.0) == renewed
+        assert await store.want(renewed, "w2") is True
+        assert await store.want(renewed, "w2") is True
+        assert await store.release(renewed, Checkpoint("6"), "w2") is True
+        assert await store.release(renewed, Checkpoint("6"), "w2") is True
+        handed = await row(store)
+        assert (handed.owner, handed.counter) == ("w2", 3)
+        assert await store.release(handed, Checkpoint("6")) is True
+        assert await store.release(handed, Checkpoint("6")) is True
+        assert (await row(store)).counter == 4
+
+
+async def test_a_release_whose_checkpoint_is_not_there_was_no_release(open_store: Open):
+    """The heir may have claimed the lease because it expired; that is no hand-over."""
+    async with open_store() as store:
+        lease = await owned(store)
+        assert await store.claim(lease, "w2")
+        assert await store.release(lease, Checkpoint("6"), "w2") is False
+        assert (await row(store)).checkpoint == FIRST
+
+
 # --- hand-off -----------------------------------------------------------------------------------------------------------
 
 

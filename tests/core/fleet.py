@@ -27,7 +27,6 @@ from poller.core.leases import (
     Release,
     Renew,
     Want,
-    has_happened,
     look_interval,
     plan,
     upkeep,
@@ -71,6 +70,13 @@ class Network:
     """Requests that take a hundred times as long."""
 
 
+class Store(MemoryStore):
+    """A memory store that lets the watch look in."""
+
+    def counter(self, key: LeaseKey) -> int:
+        return self._leases[key].counter
+
+
 @dataclass(eq=False)
 class Reading:
     """A lease that a worker reads."""
@@ -98,7 +104,7 @@ class Fleet:
         self.now = 0.0
         self.chance = Random(seed)
         self.network = network or Network()
-        self.store = MemoryStore()
+        self.store = Store()
         self.true_loads = shards
         self.workers: list[SimulatedWorker] = []
         self.writes: Counter[int] = Counter()
@@ -244,10 +250,9 @@ class Fleet:
             self._listed = (self.now, result(self.store.list()))
         return self._listed[1]
 
-    def read_back(self, lease: Lease, owner: str) -> Lease | None:
-        """The row, if it is what a write has left whose answer was lost; as a store does it."""
-        row = next((row for row in result(self.store.list()).leases if row.key == lease.key), None)
-        return row if row and has_happened(row, lease, owner) else None
+    def is_as_seen(self, lease: Lease) -> bool:
+        """Whether a write on the condition of `lease` would be a new one."""
+        return self.store.counter(lease.key) == lease.counter
 
     def latency(self) -> float:
         return self.network.latency * self.chance.uniform(0.5, 1.5) if self.network.latency else 0.0
@@ -375,10 +380,11 @@ class SimulatedWorker:
         asked, fleet = self._first_asked(lease), self._fleet
 
         def call() -> Lease | None:
+            is_new = fleet.is_as_seen(lease)
             row: Lease | None = result(fleet.store.claim(lease, self.id))
-            if row and lease.owner not in ("", self.id) and fleet.is_alive(lease.owner):
+            if is_new and row and lease.owner not in ("", self.id) and fleet.is_alive(lease.owner):
                 fleet.moves.append((fleet.now, lease.key))
-            return row or fleet.read_back(lease, self.id)
+            return row
 
         def answered(row: Lease | None) -> None:
             self._asking.discard(lease.key)
@@ -422,10 +428,11 @@ class SimulatedWorker:
         reading.asking = True
 
         def call() -> Lease | None:
+            is_new = fleet.is_as_seen(lease)
             row: Lease | None = result(fleet.store.renew(lease, checkpoint, load))
-            if row:
+            if is_new and row:
                 fleet.commit(lease, checkpoint)
-            return row or fleet.read_back(lease, self.id)
+            return row
 
         def answered(row: Lease | None) -> None:
             reading.asking = False
@@ -461,8 +468,9 @@ class SimulatedWorker:
         self._drop(reading)
 
         def call() -> bool:
+            is_new = fleet.is_as_seen(lease)
             happened: bool = result(fleet.store.release(lease, checkpoint, to))
-            if happened:
+            if is_new and happened:
                 fleet.commit(lease, checkpoint)
                 if to:
                     fleet.moves.append((fleet.now, lease.key))
