@@ -45,6 +45,12 @@ def test_what_was_not_taken_falls_to_the_next():
     assert place(items(1.0, turn=5), nothing(WORKERS), WORKERS)[key] in WORKERS
 
 
+def test_what_the_ring_finds_nobody_for_goes_to_the_least_loaded_whose_turn_it_is():
+    loads = {"a": 3.0, "b": 1.0, "c": 2.0}
+    for turn, heir in ((3, "b"), (4, "c"), (5, "a")):
+        assert place(items(0.0, turn=turn), dict(loads), list(loads)) == {("clicks", "shard-0"): heir}
+
+
 def test_a_worker_more_or_less_changes_little():
     many = [f"w{number}" for number in range(50)]
     before = place(items(*[1.0] * 20), dict.fromkeys(many, 10.0), many)
