@@ -194,8 +194,11 @@ def has_happened(row: Lease, lease: Lease, owner: str, checkpoint: Checkpoint | 
     """Whether `row` is what a write has left that was to make `owner` the owner of `lease`, its own answer being lost.
 
     Only the owner counts, and nobody else is called so. When a lease is handed over, two may write the same owner: the one
-    that hands over, and the one that takes it because it expired; then the checkpoint tells.
+    that hands over, and the one that takes it because it expired; then the checkpoint tells. A claim has none. Of a lease that
+    was the claimer's own already it is not known, as a late renewal leaves the same; then the next look shows what there is.
     """
     if (row.owner, row.counter) != (owner, lease.counter + 1):
         return False
-    return checkpoint is None or position(row.checkpoint) >= position(checkpoint)
+    if checkpoint is None:
+        return lease.owner != owner
+    return position(row.checkpoint) >= position(checkpoint)

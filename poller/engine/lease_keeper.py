@@ -198,7 +198,7 @@ class LeaseKeeper:
         holding = self._held.get(action.lease.key)
         match action:
             case Claim(lease):
-                tasks.start_soon(self._claim, lease)
+                tasks.start_soon(self._claim, lease, self._sightings.at)
             case Want(lease):
                 tasks.start_soon(self._try, self._store.want, lease, self.worker.id)
             case HandOff(_, to) if holding:
@@ -219,18 +219,19 @@ class LeaseKeeper:
 
     # --- taking ---------------------------------------------------------------------------------------------------------
 
-    async def _claim(self, lease: Lease) -> None:
+    async def _claim(self, lease: Lease, looked: float) -> None:
         if lease.key in self._claiming:
             return  # a look in the meantime may show what the first claim has done already
         self._claiming.add(lease.key)
         async with self._places:
             if not self._quieted.is_set():
-                await self._take(lease)
+                await self._take(lease, looked)
         self._claiming.discard(lease.key)
 
-    async def _take(self, lease: Lease) -> None:
+    async def _take(self, lease: Lease, looked: float) -> None:
+        # From the look on, its owner may have handed it over, which leaves the same as the claim.
         before = self._asked.get(lease.key)
-        asked = anyio.current_time() if before is None or before[0] != lease.counter else before[1]
+        asked = looked if before is None or before[0] != lease.counter else before[1]
         self._asked[lease.key] = (lease.counter, asked)
         try:
             row = await self._store.claim(lease, self.worker.id)

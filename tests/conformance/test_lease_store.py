@@ -174,6 +174,14 @@ async def test_a_write_that_is_tried_again_is_recognised(open_store: Open):
         assert (await row(store)).counter == 4
 
 
+async def test_a_late_renewal_is_not_taken_for_the_claim_of_what_was_ones_own(open_store: Open):
+    async with open_store() as store:
+        lease = await owned(store)
+        assert await store.renew(lease, Checkpoint("5"), None)
+        assert await store.claim(lease, "w1") is None
+        assert await store.claim(await row(store), "w1")
+
+
 async def test_a_release_whose_checkpoint_is_not_there_was_no_release(open_store: Open):
     """The heir may have claimed the lease because it expired; that is no hand-over."""
     async with open_store() as store:

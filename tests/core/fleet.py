@@ -377,7 +377,7 @@ class SimulatedWorker:
         if lease.key in self._asking or lease.key in self.held:
             return
         self._asking.add(lease.key)
-        asked, fleet = self._first_asked(lease), self._fleet
+        asked, fleet = self._first_asked(lease, self._sightings.at), self._fleet
 
         def call() -> Lease | None:
             is_new = fleet.is_as_seen(lease)
@@ -396,11 +396,11 @@ class SimulatedWorker:
 
         self._write(call, answered, lambda: self._asking.discard(lease.key))
 
-    def _first_asked(self, lease: Lease) -> float:
+    def _first_asked(self, lease: Lease, now: float) -> float:
         """When this change was asked for first: what is found to have happened may have happened then."""
         before = self._asked.get(lease.key)
         if before is None or before[0] != lease.counter:
-            before = self._asked[lease.key] = (lease.counter, self.clock())
+            before = self._asked[lease.key] = (lease.counter, now)
         return before[1]
 
     # --- holding --------------------------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ class SimulatedWorker:
 
     def _renew(self, reading: Reading) -> None:
         fleet, lease = self._fleet, reading.lease
-        asked = self._first_asked(lease)
+        asked = self._first_asked(lease, self.clock())
         checkpoint = reading.checkpoint(fleet.now)
         load = fleet.true_loads[lease.shard] * fleet.chance.uniform(0.97, 1.03)
         reading.asking = True

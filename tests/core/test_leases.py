@@ -238,10 +238,12 @@ def test_a_small_table_is_looked_at_every_second_and_a_large_one_every_five():
 @pytest.mark.parametrize(
     ("row", "owner", "checkpoint", "expected"),
     [
-        (lease(owner="me", counter=8), "me", None, True),
-        (lease(owner="me", counter=7), "me", None, False),
-        (lease(owner="me", counter=9), "me", None, False),
-        (lease(owner="other", counter=8), "me", None, False),
+        (lease(owner="other", counter=8), "other", None, True),
+        (lease(owner="other", counter=7), "other", None, False),
+        (lease(owner="other", counter=9), "other", None, False),
+        (lease(owner="third", counter=8), "other", None, False),
+        (lease(owner="me", counter=8), "me", None, False),
+        (lease(owner="me", counter=8, checkpoint=Checkpoint("5")), "me", Checkpoint("5"), True),
         (lease(owner="other", counter=8, checkpoint=Checkpoint("5")), "other", Checkpoint("5"), True),
         (lease(owner="other", counter=8, checkpoint=Checkpoint("4")), "other", Checkpoint("5"), False),
     ],
