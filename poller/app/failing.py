@@ -17,6 +17,7 @@ import anyio
 
 from poller.app.replay_sources import ReplayObserver
 from poller.config.arn import parse_arn
+from poller.core import spooled
 from poller.core.failure import function_name, mapping_id
 from poller.core.failures import Failure, Place, group, make_id, of_document, split_id
 from poller.errors import PollerError, ReplayRefused, StoreError
@@ -42,6 +43,8 @@ ENTRIES = 1_000
 COUNTED = 10_000
 #: Entries that are taken from the spool at a time: their bodies may be large.
 TAKEN = 50
+#: Bytes of a spooled delivery that is looked into.
+SMALL = 64 * 1024
 #: Parked keys that are listed.
 KEYS = 100
 #: Seconds in which one place is looked into.
@@ -240,8 +243,13 @@ async def _look_into_spool(place: Place, line: SpoolTotals, spool: Spool, places
 
 def _of_entry(place: Place, entry: SpoolEntry) -> Failure:
     id_ = make_id(place.where, place.mapping, entry.number)
-    what = entry.error_type or ("not delivered" if entry.kind == "delivery" else "parked")
-    return Failure(id_, what, entry.error_message, entry.at, 1 if entry.kind == "parked" else 0, entry.shard)
+    what, records = entry.error_type or entry.kind, 1
+    if entry.kind == "delivery":
+        # What a large one says besides is not worth the time that it would take.
+        told = spooled.delivery(entry) if len(entry.body) <= SMALL else None
+        what = entry.error_type or (told.condition if told else "not delivered")
+        records = told.records if told else 0
+    return Failure(id_, what, entry.error_message, entry.at, records, entry.shard)
 
 
 # --- one in full --------------------------------------------------------------------------------------------------------

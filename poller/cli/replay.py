@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from poller.cli.check import ConfigFile
-from poller.cli.control import DaemonError, Url, WrongWish, address, ask
+from poller.cli.control import DaemonError, NoDaemon, Url, WrongWish, address, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +92,9 @@ def replay_command(
     resume: Annotated[
         str | None, typer.Option(metavar="ID", help="Go on with a replay that was stopped or interrupted.")
     ] = None,
+    stop: Annotated[
+        str | None, typer.Option(metavar="ID", help="Stop a replay whose command is gone.")
+    ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List replays.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the daemon says.")] = False,
     config: ConfigFile = Path("poller.toml"),
@@ -103,6 +106,9 @@ def replay_command(
     try:
         if show_list:
             _show_list(page, as_json=as_json)
+            return
+        if stop is not None:
+            _stop(f"{page}/{stop}")
             return
         if resume is not None:
             _run(page, f"{page}/{resume}/resume", None, as_json=as_json)
@@ -209,6 +215,8 @@ def _run(page: str, command: str, wish: dict[str, Any] | None, *, as_json: bool)
         if replay["state"] != "done":
             typer.echo(f"poller replay: {how_far(replay)}", err=True)
             raise typer.Exit(1) from None
+    except NoDaemon as error:
+        raise DaemonError(f"{error} poller replay --resume {replay['id']} goes on when it is back") from error
     if as_json:
         typer.echo(json.dumps(replay, indent=2))
     else:
@@ -218,6 +226,13 @@ def _run(page: str, command: str, wish: dict[str, Any] | None, *, as_json: bool)
             typer.echo(f"poller replay --resume {replay['id']} goes on where it was")
     if not went_well(replay):
         raise typer.Exit(1)
+
+
+def _stop(one: str) -> None:
+    from poller.cli.replay_report import report
+
+    for line in report(_stopped(one, ask(f"{one}/stop", post=True)["answer"])):
+        typer.echo(line)
 
 
 def _stopped(one: str, replay: dict[str, Any]) -> dict[str, Any]:

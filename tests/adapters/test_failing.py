@@ -5,7 +5,7 @@ Queues and buckets are looked into with the real daemon, in `tests/e2e/test_repl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,10 +13,11 @@ import pytest
 from poller.app import failing
 from poller.app.failing import Looking, look, show
 from poller.config.mapping import Mapping
+from poller.core import spooled
 from poller.errors import AccessDenied, ReplayRefused, StoreError
 from poller.model import SpoolEntry, SpoolKind, SpoolLimits
 from poller.stores.memory import MemoryStore
-from tests.engine.fakes import EPOCH, Recorder
+from tests.engine.fakes import EPOCH, Recorder, delivery_of
 
 pytestmark = pytest.mark.anyio
 
@@ -105,13 +106,18 @@ async def test_a_mapping_without_anything_has_no_places() -> None:
 
 async def test_what_is_spooled_and_parked_is_grouped_by_its_error() -> None:
     rig = Rig()
-    await rig.put("delivery", FAILED, 3)
+    sent = replace(delivery_of({"version": "1.0"}), error_type="KeyError", records=5)
+    entries = [
+        spooled.entry(replace(sent, id=f"d-{at}", error_message=f"no order {at}"), FAILED, EPOCH + at)
+        for at in range(3)
+    ]
+    assert await rig.state.store.spool.put(entries, LIMITS)
     await rig.put("parked", "customer 7", 2, message="")
     spool, parked = await rig.look(mapping())
     assert (spool["where"], spool["name"], spool["total"], spool["sample"]) == ("spool", FAILED, 3, False)
     (group,) = spool["groups"]
     assert (group["what"], group["fingerprint"], group["count"]) == ("KeyError", "no order <number>", 3)
-    assert (group["newest"], group["oldest"]) == (EPOCH + 2, EPOCH)
+    assert (group["newest"], group["oldest"], group["records"]) == (EPOCH + 2, EPOCH, 15)
     assert (parked["where"], parked["name"], parked["total"]) == ("parked", "customer 7", 2)
     assert [(one["what"], one["records"]) for one in parked["groups"]] == [("parked", 2)]
 
@@ -249,3 +255,16 @@ def test_objects_of_queues_and_of_streams_lie_in_different_places() -> None:
     arn = "arn:aws:lambda:eu-west-1:123456789012:function:count"
     assert failing.object_prefix(mapping(QUEUE), arn) == "aws/lambda/async/count/"
     assert failing.object_prefix(mapping(), arn).startswith("aws/lambda/")
+
+
+async def test_a_spooled_delivery_without_an_error_is_named_by_its_condition_unless_it_is_large() -> None:
+    rig = Rig()
+    small = replace(delivery_of({"version": "1.0"}), records=5)
+    large = replace(small, id="d-2", document={"text": "x" * failing.SMALL})
+    entries = [spooled.entry(one, FAILED, EPOCH) for one in (small, large)]
+    assert await rig.state.store.spool.put(entries, LIMITS)
+    (place,) = await rig.look(mapping())
+    assert sorted((one["what"], one["records"]) for one in place["groups"]) == [
+        ("RetryAttemptsExhausted", 5),
+        ("not delivered", 0),
+    ]

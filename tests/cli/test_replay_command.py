@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from poller.cli import app, replay
-from poller.cli.control import DaemonError, WrongWish
+from poller.cli.control import DaemonError, NoDaemon, WrongWish
 from poller.cli.replay_report import doing, report
 
 if TYPE_CHECKING:
@@ -323,3 +323,20 @@ def test_beside_the_bar_stands_what_happens():
 def test_a_range_has_no_total(daemon: Daemon):
     daemon.states = [shown("running", total=None, unit="records"), shown(total=None, unit="records")]
     assert run("clicks", "--from", "TRIM_HORIZON", "--yes").exit_code == 0
+
+
+def test_a_daemon_that_goes_away_leaves_a_way_to_go_on(daemon: Daemon):
+    daemon.states = [shown("running"), NoDaemon("no daemon answers. Is it running?")]
+    result = run("clicks", "--from-queue", QUEUE, "--yes")
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert last == (
+        "poller replay: no daemon answers. Is it running? poller replay --resume r1 goes on when it is back"
+    )
+
+
+def test_a_replay_whose_command_is_gone_can_be_stopped(daemon: Daemon):
+    result = run("--stop", "r1")
+    assert result.exit_code == 0
+    assert daemon.asked == [("/r1/stop", True, None)]
+    assert result.stdout.splitlines()[0] == "clicks: replay r1 is stopped"
