@@ -140,7 +140,11 @@ class Course:
         """Of these, the first so many are done."""
         self._tally = tally
         self._open: deque[Record] = deque()
+        # Of open records only, so that it stays small however long the replay is.
         self._failed: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Course {self.done}/{self.put} done, {len(self._failed)} failed among the open ones>"
 
     def add(self, record: Record) -> None:
         """The next record."""
@@ -158,7 +162,8 @@ class Course:
             self.done += 1
             if first.id not in self._failed:
                 self._tally.succeeded += 1
+            elif not (self._open and self._open[0].id == first.id):
+                # The records inside an aggregate share an id, and follow each other.
+                self._failed.discard(first.id)
             if first is record:
                 break
-        if not self._open:
-            self._failed.clear()
