@@ -21,59 +21,62 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+from itertools import pairwise
 from typing import Any
 
 import orjson
 
-#: Bytes; one or two milliseconds' work.
-SLICE = 2**18
+#: Bytes; one to four milliseconds' work.
+SLICE = 2**19
+#: Bytes from which a reply is cut. Several may come at the same moment, so it is not a matter of one alone.
+WORTH_CUTTING = 2**20
 #: Bytes from which the collector is worth stopping.
 LARGE = 2**16
 _FIRST = re.compile(rb'"\w+":\[(\{"\w+":)')
 
 
-class _Uncut(ValueError):
-    """It is not as assumed."""
+class Uncut(ValueError):
+    """A name comes twice."""
 
 
 async def loads(text: bytes) -> Any:
     """Parse JSON, with a turn of the loop after about every `SLICE` bytes. Raises orjson.JSONDecodeError."""
-    cut = slices(text) if len(text) >= 2 * SLICE else [text]
-    if len(cut) > 1:
+    if len(text) >= WORTH_CUTTING and (commas := cuts(text)):
         try:
-            return await _joined(cut)
-        except (orjson.JSONDecodeError, _Uncut):
+            return await joined(text, commas)
+        except (orjson.JSONDecodeError, Uncut):
             pass
     return _parsed(text)
 
 
-def slices(text: bytes, size: int = SLICE) -> list[bytes]:
-    """Cut `text` about every `size` bytes where that may be done; the commas at the cuts are left out."""
+def cuts(text: bytes, size: int = SLICE) -> list[int]:
+    """The places of commas, about `size` bytes apart, at which `text` may be cut."""
     first = _FIRST.search(text, 0, size)
     if first is None:
-        return [text]
+        return []
     border = b"}," + first[1]
-    cut: list[bytes] = []
-    begin = 0
-    while (end := text.find(border, begin + size)) >= 0:
-        cut.append(text[begin : end + 1])
-        begin = end + 2
-    return [*cut, text[begin:]]
+    commas: list[int] = []
+    at = 0
+    while (at := text.find(border, at + size)) >= 0:
+        commas.append(at + 1)
+    return commas
 
 
-async def _joined(cut: list[bytes]) -> dict[str, Any]:
-    found = _parsed(cut[0] + b"]}")
-    names = [orjson.dumps(name)[1:-1] for name in found]
-    if any(cut[0].count(b'"%b"' % name) != 1 for name in names):
-        raise _Uncut
+async def joined(text: bytes, commas: list[int]) -> dict[str, Any]:
+    """Parse what lies between the cuts, and put it together. Raises `Uncut` or orjson.JSONDecodeError."""
+    view = memoryview(text)
+    found = _parsed(b"".join((view[: commas[0]], b"]}")))
+    names = [b'"%b"' % orjson.dumps(name)[1:-1] for name in found]
+    if any(text.count(name, 0, commas[0]) != 1 for name in names):
+        raise Uncut
     member, array = next(reversed(found.items()))
     await asyncio.sleep(0)
-    for middle in cut[1:-1]:
-        array += _parsed(b"[%b]" % middle)
+    for begin, end in pairwise(commas):
+        array += _parsed(b"".join((b"[", view[begin + 1 : end], b"]")))
         await asyncio.sleep(0)
-    if b'"%b"' % names[-1] in cut[-1]:
-        raise _Uncut
-    tail = _parsed(b'{"%b":[%b' % (names[-1], cut[-1]))
+    if text.find(names[-1], commas[-1]) >= 0:
+        raise Uncut
+    tail = _parsed(b"".join((b"{", names[-1], b":[", view[commas[-1] + 1 :])))
     array += tail.pop(member)
     return {**found, **tail}
 
