@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -277,6 +278,35 @@ async def test_a_port_where_nobody_listens_is_no_connection_and_costs_nothing_la
         with pytest.raises(Unconnected):
             await ask(connections)
         assert connections._open == set()
+
+
+async def test_an_address_that_leads_nowhere_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with RawServer(Say(reply(b"{}", b"Connection: close"))) as server:
+        port = int(server.address.rpartition(":")[2])
+        asked = []
+
+        async def addresses(host: str, *args: Any, **kwargs: Any) -> list[Any]:
+            if host != "sqs.test":  # uvloop asks for addresses too
+                return list(await known(host, *args, **kwargs))
+            asked.append(host)
+            tcp = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+            return [
+                (socket.AF_INET, *tcp, ("127.0.0.1", 9)),
+                (socket.AF_INET, *tcp, ("127.0.0.1", port)),
+            ]
+
+        known = asyncio.get_running_loop().getaddrinfo
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+        async with Pool(Route(f"http://sqs.test:{port}/", None, None)) as connections:
+            for _ in range(3):
+                assert (await ask(connections)).body == b"{}"
+    assert asked == ["sqs.test"]
+
+
+async def test_a_host_without_an_address_is_no_connection() -> None:
+    async with Pool(Route("http://nowhere.invalid/", None, None)) as connections:
+        with pytest.raises(Unconnected):
+            await ask(connections)
 
 
 # --- TLS ----------------------------------------------------------------------------------------------------------------

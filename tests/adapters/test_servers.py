@@ -8,6 +8,7 @@ import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -17,11 +18,10 @@ import pytest
 from poller.aws.session import AwsSession
 from poller.config import Aws
 from tests.engine.fakes import Recorder
-from tests.servers import NpmPackage, Server, ServerError, fetch
+from tests.servers import NpmPackage, Server, ServerError, fetch, install
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -226,6 +226,22 @@ def test_a_fetch_that_fails_leaves_nothing_behind_and_is_tried_again(cache: Path
         fetch(PACKAGE, fail)
     assert [path.name for path in cache.iterdir()] == ["some-server-1.2.3.lock"]
     assert fetch(PACKAGE, Registry(tmp_path)).is_dir()
+
+
+def test_a_package_with_what_it_needs_is_installed_once_and_none_of_it_is_run(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def npm(command: list[str]) -> None:
+        commands.append(command)
+        (Path(command[command.index("--prefix") + 1]) / "node_modules" / "some-server").mkdir(parents=True)
+
+    monkeypatch.setattr("tests.servers._run", npm)
+    for _ in range(2):
+        assert (install(PACKAGE) / "node_modules" / "some-server").is_dir()
+    (command,) = commands
+    assert {"install", "some-server@1.2.3", "--ignore-scripts"} <= {*command}
 
 
 def has_ended(pid: int) -> bool:

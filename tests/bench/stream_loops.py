@@ -100,6 +100,8 @@ async def async_kinesis(endpoint: str, warm_up: float, seconds: float) -> dict[s
         async for record in consumer:
             len(record)
             count.messages += 1
+            if count.over:
+                return
 
     # It is never left: that would wait for records that nobody takes any more.
     await consumer.__aenter__()

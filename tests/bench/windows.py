@@ -24,12 +24,15 @@ class Count:
 
     def __init__(self) -> None:
         self.messages = 0
+        self.over = False
+        """For a loop that does not always notice that it is cancelled."""
         self._begun = (0, 0.0, 0.0)
 
     def begin(self) -> None:
         self._begun = (self.messages, cpu(), time.monotonic())
 
     def end(self) -> dict[str, float]:
+        self.over = True
         messages, used, at = self._begun
         return {
             "messages": self.messages - messages,
