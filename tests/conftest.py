@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from anyio.from_thread import start_blocking_portal
+from hypothesis import settings
 
 from poller.demo.child import tail
 from poller.demo.emulator import Emulator
@@ -11,6 +12,10 @@ from tests import servers
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("poller", deadline=None)
+settings.load_profile("poller")
 
 FAKE_AWS = {
     "AWS_ACCESS_KEY_ID": "test",

@@ -190,7 +190,6 @@ def test_secrets_that_a_message_quotes_are_cut_out(text: str) -> None:
     assert "SECRET1" not in str(from_reply(400, "X", text, service="sqs", operation="ReceiveMessage"))
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_what_is_said_is_one_short_line(text: str) -> None:
     said = plain(text)

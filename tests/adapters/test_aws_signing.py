@@ -42,7 +42,6 @@ visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_siz
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(
     region=st.from_regex(r"[a-z]{2}(-[a-z]{1,8}){1,2}-[0-9]", fullmatch=True),
     url=st.builds(

@@ -369,8 +369,9 @@ async def test_what_a_mapping_names_is_what_it_sends_to(session: AwsSession, nam
     (mapping,) = config.mappings
     loaded = functions.load(config, Places(10), {}, {}, lambda: session)
     world = World(wall=lambda: AT, chance=lambda: 0.5, request_id=lambda: "r-1")
-    both = destinations.ends(mapping, destinations.Outside(loaded, session, Recorder(), world))
-    assert (repr(both.on_success), both.on_failure) == (found, None)
+    both = destinations.ends(mapping, destinations.Outside(loaded, session, Recorder(), world), None)
+    assert both.on_success is not None
+    assert (repr(both.on_success.destination), both.on_failure) == (found, None)
     own = [one.name for one in destinations.functions_of(mapping, loaded)]
     assert own == [name for name in ("undo", "far") if name in (named, named.rpartition(":")[2])]
 
@@ -381,13 +382,15 @@ async def test_a_function_of_the_daemon_runs_within_its_own_limits(session: AwsS
     loaded = functions.load(config, places, {}, {}, lambda: session)
     world = World(wall=lambda: AT, chance=lambda: 0.5, request_id=lambda: "r-1")
     (mapping,) = config.mappings
-    undo = destinations.ends(mapping, destinations.Outside(loaded, session, observer, world)).on_success
-    assert undo is not None
+    route = destinations.ends(
+        mapping, destinations.Outside(loaded, session, observer, world), None
+    ).on_success
+    assert route is not None
     slots = loaded["undo"].slots
     for _ in range(10):
         await slots.acquire()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(undo.send, failure())
+        tasks.start_soon(route.destination.send, failure())
         await anyio.wait_all_tasks_blocked()
         assert (slots.waiting, observer.of(Invoked)) == (1, [])
         slots.release()

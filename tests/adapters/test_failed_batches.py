@@ -212,7 +212,7 @@ async def test_two_letters_about_one_record_replay_it_once():
     assert again.box.kept == ["m1", "m2"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     keys=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40),
     lanes=st.integers(1, 4),

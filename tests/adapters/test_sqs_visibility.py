@@ -439,7 +439,7 @@ WORK = st.tuples(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(work=st.lists(WORK, max_size=12), faults=st.lists(FAULTS, max_size=12))
 def test_a_message_that_is_held_is_never_offered_to_another(
     work: list[tuple[str, float, int]], faults: list[Fault]

@@ -192,7 +192,7 @@ def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 @given(data=st.data(), body=bodies, end=st.sampled_from(ENDED))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_whole_reply_is_read_as_it_is_in_whatever_pieces_it_comes(
     data: st.DataObject, body: bytes, end: Exception | None, run: Callable[[Any], Any]
 ) -> None:
@@ -201,7 +201,7 @@ def test_a_whole_reply_is_read_as_it_is_in_whatever_pieces_it_comes(
 
 
 @given(data=st.data(), body=bodies, end=st.sampled_from(ENDED))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_reply_that_ends_early_is_an_error(
     data: st.DataObject, body: bytes, end: Exception | None, run: Callable[[Any], Any]
 ) -> None:
@@ -211,13 +211,13 @@ def test_a_reply_that_ends_early_is_an_error(
 
 
 @given(data=st.data(), noise=st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise_is_an_error(data: st.DataObject, noise: bytes, run: Callable[[Any], Any]) -> None:
     assert run(received(data.draw(split(noise)))) in ("BadReply", "Unreachable")
 
 
 @given(data=st.data(), body=bodies)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_mutated_reply_is_an_error_or_what_another_client_reads_whatever_its_pieces(
     data: st.DataObject, body: bytes, run: Callable[[Any], Any]
 ) -> None:
@@ -247,7 +247,7 @@ BEFORE = re.compile(rb"\A(?:[\r\n]*HTTP/\d\.\d 1\d\d.*?\r\n\r\n)*[\r\n]*", re.DO
 
 
 @given(data=st.data(), numbers=st.lists(st.integers(0, 10**6), min_size=1, max_size=5, unique=True))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_of_many_requests_each_gets_its_own_reply_or_an_error(
     data: st.DataObject, numbers: list[int], run: Callable[[Any], Any]
 ) -> None:

@@ -179,7 +179,7 @@ QUIET = [HealthCheck.function_scoped_fixture]
 @pytest.mark.slow
 @pytest.mark.parametrize("open_store", LOCAL, indirect=True)
 @given(saves=SAVES, together=st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=60, suppress_health_check=QUIET)
 def test_after_any_saves_the_checkpoint_is_the_furthest_of_them(
     open_store: Open, saves: list[tuple[str, Checkpoint]], together: bool
 ):
@@ -190,7 +190,7 @@ def test_after_any_saves_the_checkpoint_is_the_furthest_of_them(
 @pytest.mark.slow
 @pytest.mark.parametrize("open_store", REMOTE, indirect=True)
 @given(saves=SAVES)
-@settings(max_examples=8, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=8, suppress_health_check=QUIET)
 def test_after_any_saves_over_a_network_the_checkpoint_is_the_furthest_of_them(
     open_store: Open, saves: list[tuple[str, Checkpoint]]
 ):

@@ -535,5 +535,5 @@ def test_a_spool_does_what_a_list_would(kind_of_store: str, tmp_path_factory: py
         "Machine", (Compared,), {"make": lambda self: STORES[kind_of_store](tmp_path_factory.mktemp("spool"))}
     )
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine, settings=settings(max_examples=25, stateful_step_count=20, deadline=None)
+        machine, settings=settings(max_examples=25, stateful_step_count=20)
     )

@@ -213,7 +213,7 @@ class AnyCourse(RuleBasedStateMachine):
         assert (circuit.probe_at < math.inf) == (circuit.state is OPEN)
 
 
-AnyCourse.TestCase.settings = settings(max_examples=10, stateful_step_count=40, deadline=None)
+AnyCourse.TestCase.settings = settings(max_examples=10, stateful_step_count=40)
 TestAnyCourse = AnyCourse.TestCase
 
 

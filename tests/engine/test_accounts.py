@@ -394,7 +394,7 @@ async def test_what_was_given_up_and_cannot_be_told_holds_back_its_group():
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     poison=st.sets(st.integers(1, 20)),
     outages=st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 10)), max_size=3),

@@ -429,7 +429,7 @@ async def test_the_checkpoint_is_the_end_of_what_is_done_from_the_front_over_all
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     keys=st.lists(st.text("abcdefg", min_size=1, max_size=12), min_size=1, max_size=4),
     lanes=st.integers(1, 5),

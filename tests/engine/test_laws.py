@@ -241,7 +241,7 @@ def run_trial(queue, settings_of_mapping, steps, behaviours):
     trial.check()
 
 
-quickly = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quickly = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 thoroughly = settings(quickly, max_examples=300)
 trials = given(
     mapping=mappings,

@@ -192,14 +192,14 @@ COURSES = {
 }
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(**COURSES)
 def test_the_laws_hold_where_keys_are_parked(settings_of_mapping, steps, behaviours, partial):
     run_trial(settings_of_mapping, steps, behaviours, partial)
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(**COURSES)
 def test_the_laws_hold_over_many_more_courses_where_keys_are_parked(
     settings_of_mapping, steps, behaviours, partial

@@ -175,7 +175,7 @@ schedules = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schedules, st.integers(1, 4), st.lists(st.tuples(st.integers(1, 8), st.integers(1, 5)), max_size=3))
 def test_whatever_the_schedule_the_limits_hold_and_no_place_leaks(schedule, total, resizes):
     async def everything():

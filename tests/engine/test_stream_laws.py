@@ -462,27 +462,27 @@ STORMS = {
 }
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(**COURSES)
 def test_the_laws_hold(settings_of_mapping, steps, behaviours, partial):
     run_trial(settings_of_mapping, steps, behaviours, partial)
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(**COURSES)
 def test_the_laws_hold_over_many_more_courses(settings_of_mapping, steps, behaviours, partial):
     run_trial(settings_of_mapping, steps, behaviours, partial)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(**STORMS)
 def test_the_laws_hold_while_the_destination_is_down(settings_of_mapping, steps, behaviours, partial):
     run_trial(settings_of_mapping, steps, behaviours, partial)
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(**STORMS)
 def test_the_laws_hold_over_many_more_storms(settings_of_mapping, steps, behaviours, partial):
     run_trial(settings_of_mapping, steps, behaviours, partial)

@@ -472,7 +472,7 @@ async def test_without_windows_an_old_window_in_the_checkpoint_is_of_no_interest
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=st.lists(
         st.tuples(
