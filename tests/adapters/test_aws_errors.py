@@ -9,7 +9,7 @@ import pytest
 from aiohttp.client_reqrep import ConnectionKey
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poller.aws.errors import disconnected, foreign, from_reply, plain, short_code, translate
