@@ -13,8 +13,9 @@ invocation. Each success doubles what is taken next, up to the mapping's batch s
 Invocations go the way of all others: the function's slots in turn, the mapping's door, the same facts, the same on-success
 destination. At most `KEYS_AT_A_TIME` keys and a quarter of the function's concurrency are at work, one batch of a key at a
 time, so live records go on beside them. What succeeded is removed before anything else of its key is invoked; a crash in
-between repeats it. A circuit breaker hears nothing of all this, as a key that is known to fail says nothing about the function;
-while its circuit is not closed no key is taken up.
+between repeats it. A circuit breaker whose circuit is closed hears nothing of all this, as a key that is known to fail says
+nothing about the function. Else it lets these invocations through with the others, or keeps them back: where no live records
+come, they are all that can close it.
 
 `resume` asks for a key now. It gets the result of an attempt that begins after it: one that was under way may have been
 before whatever the operator has mended.
@@ -46,6 +47,7 @@ from poller.core.retry import (
     is_too_large,
 )
 from poller.engine.accounts import Account, Witness
+from poller.engine.breaker import GuardedDispatch
 from poller.engine.delivery import Outlet
 from poller.engine.dispatch import Dispatch
 from poller.engine.parking import SHOWN, why
@@ -70,8 +72,6 @@ if TYPE_CHECKING:
 KEYS_AT_A_TIME = 4
 #: Entries that one look brings: their bodies are all in memory, whatever the batch takes of them.
 LOOK = 32
-#: Seconds between two looks at a circuit that is not closed.
-RECHECK = 5.0
 #: Seconds between two reads of the exact counts.
 REFRESH = 5.0
 #: Seconds that a command waits for its result.
@@ -135,6 +135,7 @@ class Unparking:
         self.observer = invoker.observer
         self.world = invoker.world
         self._dispatch = Dispatch(invoker, door, None)
+        self._guarded = GuardedDispatch(invoker, breaker, None) if breaker else None
         self._breaker = breaker
         self._schedule = Schedule()
         self._attempts: dict[str, _Attempt] = {}
@@ -192,27 +193,13 @@ class Unparking:
             if key is not None:
                 await self._take_up(key)
                 continue
-            with anyio.CancelScope(deadline=self._look_again_at()):
+            with anyio.CancelScope(deadline=self._schedule.next if self._may_begin else math.inf):
                 await self._woken.wait()
-
-    def _look_again_at(self) -> float:
-        if self._may_begin:
-            return self._schedule.next
-        # Nobody tells when a circuit has closed.
-        return anyio.current_time() + RECHECK if self._is_broken else math.inf
-
-    @property
-    def _is_broken(self) -> bool:
-        return self._breaker is not None and self._breaker.circuit.state is not CircuitState.CLOSED
-
-    @property
-    def _goes_on(self) -> bool:
-        return self.door.is_open and not self._is_broken
 
     @property
     def _may_begin(self) -> bool:
         most = max(1, min(KEYS_AT_A_TIME, self._dispatch.ceiling // 4))
-        return self._goes_on and len(self._attempts) < most
+        return self.door.is_open and len(self._attempts) < most
 
     # --- one key --------------------------------------------------------------------------------------------------------
 
@@ -244,7 +231,7 @@ class Unparking:
     async def _free(self, key: str, attempt: _Attempt) -> _End:
         """Take up what is parked of `key`, more and more of it at a time."""
         size = 1
-        while self._goes_on:
+        while self.door.is_open:
             settled = await self._parking.settled(key)
             if settled is None:
                 return "free"
@@ -325,7 +312,11 @@ class Unparking:
         return replace(batches.call, records=fresh, event=envelope.event(fresh), shard=shard)
 
     async def _invoke(self, call: Call) -> StreamOutcome | None:
-        return TooLarge() if is_too_large(call.records) else await self._dispatch.invoke(call)
+        if is_too_large(call.records):
+            return TooLarge()
+        if self._guarded and self._breaker and self._breaker.circuit.state is not CircuitState.CLOSED:
+            return await self._guarded.invoke(call)
+        return await self._dispatch.invoke(call)
 
     async def _tell_success(
         self,
@@ -372,12 +363,10 @@ class Unparking:
             raise PollerError(
                 f"{self._mapping} has no parked key {key!r}: poller status {self._mapping} shows those it has"
             )
-        if self._is_broken:
-            raise PollerError(
-                f"its circuit breaker is not closed, so nothing is taken up: poller status {self._mapping}"
-            )
         if not self.door.is_open:
-            raise PollerError(f"it is paused: first poller resume {self._mapping}")
+            raise PollerError(
+                f"it is paused, or its circuit breaker is open: first poller resume {self._mapping}"
+            )
         asked = {one: self._ask(one) for one in (list(self._parking.keys) if key is None else [key])}
         self.wake()
         with anyio.move_on_after(PATIENCE):
@@ -394,9 +383,10 @@ class Unparking:
 
     def load(self) -> Load:
         """What is at work now."""
+        ways = [way for way in (self._dispatch, self._guarded) if way]
         return Load(
-            in_flight_invocations=self._dispatch.in_flight_invocations,
-            in_flight_records=self._dispatch.in_flight_records,
+            in_flight_invocations=sum(way.in_flight_invocations for way in ways),
+            in_flight_records=sum(way.in_flight_records for way in ways),
         )
 
     def status(self) -> ParkedStatus:

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from poller.core import spooled
+from poller.core.breaker import CircuitPolicy
 from poller.core.retry import StreamPolicy
-from poller.errors import PollerError, StoreError
+from poller.errors import PollerError
 from poller.model import SpoolLimits
 from tests.engine.fakes import ERROR, failing, in_virtual_time
 from tests.engine.test_stream_laws import KEYS, Command, Kill, Put, Reshard, Trial, Wait, behaviours
@@ -28,7 +30,19 @@ steps = st.lists(
         st.builds(
             Command,
             st.sampled_from(
-                ["close", "open", "stop", "no reads", "no store", "recover", "mend", "break", "resume", "ask"]
+                [
+                    "close",
+                    "open",
+                    "stop",
+                    "no reads",
+                    "no store",
+                    "no destination",
+                    "recover",
+                    "mend",
+                    "break",
+                    "resume",
+                    "ask",
+                ]
             ),
         ),
     ),
@@ -41,6 +55,8 @@ mappings = st.fixed_dictionaries(
         "lanes": st.sampled_from([1, 1, 2, 5]),
         "probe_interval": st.sampled_from([0, 0.5, 5, 60]),
         "spool_limits": st.sampled_from([SpoolLimits(4, 2**20), SpoolLimits(10_000, 2**20)]),
+        "circuit": st.sampled_from([None, None, CircuitPolicy(3, 10, 100)]),
+        "spool_after": st.sampled_from([None, None, 1]),
         "policy": st.builds(
             StreamPolicy,
             maximum_retry_attempts=st.sampled_from([0, 0, 1]),
@@ -49,44 +65,6 @@ mappings = st.fixed_dictionaries(
         ),
     }
 )
-
-
-class WatchedSpool:
-    """The store's spool: down with it, and taking its time, so that a kill can come at any point of each call."""
-
-    def __init__(self, store):
-        self.store = store
-
-    async def _pass(self):
-        await anyio.lowlevel.checkpoint()
-        if self.store.down:
-            raise StoreError("the disk is full")
-
-    async def put(self, entries, limits):
-        await self._pass()
-        taken = await self.store.spool.put(entries, limits)
-        await self._pass()
-        return taken
-
-    async def take(self, *args, **wanted):
-        await self._pass()
-        taken = await self.store.spool.take(*args, **wanted)
-        await anyio.lowlevel.checkpoint()
-        return taken
-
-    async def remove(self, mapping, numbers):
-        await self._pass()
-        await self.store.spool.remove(mapping, numbers)
-        await self._pass()
-
-    async def totals(self, *args):
-        await self._pass()
-        return await self.store.spool.totals(*args)
-
-    @property
-    def ids(self):
-        """Sequence numbers that wait."""
-        return {id_.partition(":")[2] for _, id_ in self.store.spool._waiting["clicks"].ids}
 
 
 @dataclass
@@ -101,7 +79,7 @@ class ParkingTrial(Trial):
 
     def new_clicks(self):
         clicks = super().new_clicks()
-        clicks.spool = WatchedSpool(self.store)
+        clicks.spool = self.store.spool
         return clicks
 
     async def handler(self, call):
@@ -140,15 +118,15 @@ class ParkingTrial(Trial):
         try:
             await keeper.unparking.resume(None)
         except PollerError as error:
-            if "it is paused" not in str(error):
+            if "it is paused, or its circuit breaker is open" not in str(error):
                 raise
 
-    def is_done(self, number):
-        return super().is_done(number) or number in WatchedSpool(self.store).ids
-
-    def missing(self):
-        waiting = WatchedSpool(self.store).ids
-        return sorted({*super().missing(), *waiting})
+    def spooled(self):
+        """Deliveries and parked records."""
+        entries = self.store.spool.held
+        delivered = [entry for entry in entries if entry.kind == "delivery"]
+        parked = {entry.id.partition(":")[2] for entry in entries if entry.kind == "parked"}
+        return parked.union(*(self.records_of(spooled.delivery(entry)) for entry in delivered))
 
     async def finish(self):
         self.mended = True
@@ -156,15 +134,20 @@ class ParkingTrial(Trial):
         async with self.clicks.open() as keeper, anyio.create_task_group() as tasks:
             tasks.start_soon(keeper.run)
             for _ in range(40):
-                await keeper.unparking.resume(None)
+                await self.resume(keeper)
                 await anyio.sleep(100)
-                if not self.missing():
+                if not (self.missing() or self.store.spool.held):
                     break
             await anyio.sleep(200)
             load = keeper.load()
             assert (load.in_flight_records, load.buffered_records, load.buffered_bytes) == (0, 0, 0)
             status = keeper.unparking.status()
-            assert (status.keys, status.records, status.bytes, keeper.parking.keys) == (0, 0, 0, {})
+            assert (status.keys, status.records, status.bytes, self.clicks.keeper.parking.keys) == (
+                0,
+                0,
+                0,
+                {},
+            )
             keeper.quiet()
         self.check_nothing_is_kept()
         self.note_given_up()

@@ -231,7 +231,7 @@ async def test_what_cannot_be_resumed_is_said_in_one_line():
         with pytest.raises(PollerError, match="clicks has no parked key 'other': poller status clicks shows"):
             await keeper.unparking.resume("other")
         keeper.close()
-        with pytest.raises(PollerError, match="it is paused: first poller resume clicks"):
+        with pytest.raises(PollerError, match="it is paused, or its circuit breaker is open: first"):
             await keeper.unparking.resume("k")
 
 
@@ -528,7 +528,7 @@ async def test_an_on_success_destination_is_told_of_what_was_parked_before_it_is
 
 
 @virtual
-async def test_an_open_circuit_takes_up_no_key_until_it_is_closed_and_hears_nothing_of_probes():
+async def test_a_closed_circuit_hears_nothing_of_probes_and_an_open_one_lets_none_through():
     poison = Poison("1")
     policy = CircuitPolicy(consecutive_failures=3, pause=30, maximum_pause=60)
     clicks = parking(poison, circuit=policy, probe_interval=1, batch_size=1)
@@ -542,7 +542,7 @@ async def test_an_open_circuit_takes_up_no_key_until_it_is_closed_and_hears_noth
         clicks.stream.put_keys("bcd")
         await settle_down()
         assert clicks.keeper.breaker.circuit.state is CircuitState.OPEN
-        with pytest.raises(PollerError, match="its circuit breaker is not closed, so nothing is taken up"):
+        with pytest.raises(PollerError, match="its circuit breaker is open"):
             await clicks.keeper.unparking.resume("a")
         await anyio.sleep(10)
         # The first failure of all was that of the poison.
@@ -553,6 +553,23 @@ async def test_an_open_circuit_takes_up_no_key_until_it_is_closed_and_hears_noth
         await anyio.sleep(120)
         assert parked(clicks) == []
     assert sorted(poison.handled, key=int) == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+@virtual
+async def test_where_nothing_else_comes_a_parked_key_is_the_probe_that_closes_the_circuit():
+    poison = Poison("1", "2", "3")
+    policy = CircuitPolicy(consecutive_failures=3, pause=30, maximum_pause=60)
+    clicks = parking(poison, circuit=policy, probe_interval=10, batch_size=1)
+    clicks.stream.put_keys("abc")
+    async with worked(clicks, 1) as guarded:
+        assert clicks.keeper.breaker.circuit.state is CircuitState.OPEN
+        await anyio.sleep(60)
+        assert len(clicks.function.calls) < 6
+        poison.mend()
+        await anyio.sleep(300)
+        assert (clicks.keeper.breaker.circuit.state, parked(clicks)) == (CircuitState.CLOSED, [])
+        assert guarded.load().in_flight_invocations == 0
+    assert sorted(poison.handled) == ["1", "2", "3"]
 
 
 # --- the spool in trouble -------------------------------------------------------------------------------------------------
