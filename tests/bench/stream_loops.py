@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tests.bench.canned_reply import ACCOUNT
