@@ -1,4 +1,4 @@
-"""A storm of poison with each destination, which is down in the middle of it, and a kill: all of it arrives, nothing is lost.
+"""A storm of poison with each destination, which is down in the middle of it, and two kills: all of it arrives, nothing is lost.
 
 The destinations' services are reached through a cable that is cut; the sources are not. 30 seconds are the whole promise,
 which takes a minute: `POLLER_E2E_OUTAGE=30`.
@@ -171,7 +171,7 @@ def check_stream_document(document: dict[str, Any], stream: DataStream, kind: st
     return text
 
 
-def test_poison_of_a_stream_arrives_everywhere_though_every_destination_is_down_and_the_daemon_killed(
+def test_poison_of_a_stream_arrives_everywhere_though_every_destination_is_down_and_the_daemon_killed_twice(
     emulator: Emulator, tmp_path: Path
 ) -> None:
     stream = DataStream(emulator.endpoint_url, shards=4)
@@ -203,7 +203,14 @@ def test_poison_of_a_stream_arrives_everywhere_though_every_destination_is_down_
             storm.blow("c", 100)
             until(lambda: all_handled(daemon, "c"), "shards without poison go on after the kill too")
             until(lambda: time.monotonic() - began > OUTAGE, "the outage has lasted", patience=OUTAGE + 60)
+            before = {kind: len(end.documents()) for kind, end in ends.items()}
             outage.end()
+            until(
+                lambda: any(len(end.documents()) > before[kind] for kind, end in ends.items()),
+                "the first document arrives after the outage",
+            )
+            daemon.kill()
+        with running(daemon):
             until(
                 lambda: all(all_done(daemon, kind) for kind in ENDS), "the stream is done with", patience=180
             )
@@ -237,7 +244,7 @@ def check_queue_document(document: dict[str, Any], source: str, kind: str) -> li
     return [one["body"] for one in records]
 
 
-def test_poison_of_queues_arrives_everywhere_though_destinations_are_down_and_the_daemon_killed(
+def test_poison_of_queues_arrives_everywhere_though_destinations_are_down_and_the_daemon_killed_twice(
     emulator: Emulator, tmp_path: Path
 ) -> None:
     queues = Queues(emulator.endpoint_url)
@@ -276,7 +283,14 @@ def test_poison_of_queues_arrives_everywhere_though_destinations_are_down_and_th
             until(lambda: all(good <= handled(daemon, kind) for kind in ENDS), "what is good is handled")
             until(lambda: time.monotonic() - began > OUTAGE, "the outage has lasted", patience=OUTAGE + 60)
             assert not any(sources[kind].empty() for kind in down), "nothing is deleted while nobody has it"
+            before = {kind: len(ends[kind].documents()) for kind in down}
             outage.end()
+            until(
+                lambda: any(len(ends[kind].documents()) > before[kind] for kind in down),
+                "the first document arrives after the outage",
+            )
+            daemon.kill()
+        with running(daemon):
             until(lambda: all(queue.empty() for queue in sources.values()), "the queues are empty")
             assert daemon.status()["sns"]["state"] == "running"
             assert daemon.stop() == 0
