@@ -1,4 +1,4 @@
-"""A storm of poison with each destination, which is down in the middle of it, and two kills: all of it arrives, nothing is lost.
+"""A storm of poison with each destination, which is down in the middle of it, and two kills: all of it arrives.
 
 The destinations' services are reached through a cable that is cut; the sources are not. 30 seconds are the whole promise,
 which takes a minute: `POLLER_E2E_OUTAGE=30`.
