@@ -52,7 +52,8 @@ class StartAt:
     )
     sequence_number: str = ""
     sub_sequence_number: int | None = None
-    """With a number, `sequence_number` is an aggregated record of which the inner records up to this one are done."""
+    """With a number, the inner records of the record `sequence_number` are done up to this one; if it is no aggregate and this
+    is 0, all of it is."""
     timestamp: float = 0.0
     """Unix time, seconds."""
 
@@ -64,7 +65,8 @@ class Checkpoint:
     sequence_number: str = ""
     """Everything up to and including this record is done; empty before the first one."""
     sub_sequence_number: int | None = None
-    """Inside an aggregated record: its inner records up to and including this one are done; None for the whole record."""
+    """Inside an aggregated record: its inner records up to and including this one are done; None for the whole record. Whoever
+    cannot tell what is aggregated, as the KCL's checkpoints cannot, says 0 of a record that is not."""
     since: float = 0.0
     """Unix time from which on the shard is read as long as no record is done; 0 for from its beginning."""
     window: str = ""

@@ -44,14 +44,11 @@ def deaggregate(wire: Wire, hash_range: HashRange | None = None) -> list[Inner]:
     An inner record keeps the outer one's members, its own PartitionKey and Data excepted. A range drops records, so the
     result may be empty; the numbers of the others do not depend on it. Never raises: what cannot be read comes back as it is.
     """
-    data = wire.get("Data")
-    if not isinstance(data, str) or not data.startswith(_ENCODED_MAGIC):
-        return [(None, wire)]
+    message = _packed(wire)
     try:
-        message = _message(a2b_base64(data))
         inner = _inner(message, wire, hash_range) if message else None
     except (ValueError, IndexError):
-        # Not base64, a partition key that is not UTF-8, or one that the aggregate does not have.
+        # A partition key that is not UTF-8, or one that the aggregate does not have.
         inner = None
     return [(None, wire)] if inner is None else inner
 
@@ -59,9 +56,16 @@ def deaggregate(wire: Wire, hash_range: HashRange | None = None) -> list[Inner]:
 def skip_done(inner: Sequence[Inner], sub_done: int) -> list[Inner]:
     """Return those of `inner` that come after the sub-sequence number `sub_done`.
 
-    For the aggregate at which a reader starts. A record that is not (or no longer) taken apart is kept: twice beats never.
+    For the record at which a reader starts. One that is no aggregate has the number 0 in the KCL's checkpoints. An aggregate
+    that is not (or no longer) taken apart is kept: twice beats never.
     """
-    return [(sub, wire) for sub, wire in inner if sub is None or sub > sub_done]
+    return [(sub, wire) for sub, wire in inner if not _is_done(sub, wire, sub_done)]
+
+
+def _is_done(sub: int | None, wire: Wire, sub_done: int) -> bool:
+    if sub is None:
+        return sub_done == 0 and _packed(wire) is None
+    return sub <= sub_done
 
 
 def numbered(inner: Sequence[Inner]) -> list[Wire]:
@@ -79,24 +83,40 @@ def numbered(inner: Sequence[Inner]) -> list[Wire]:
 class Unpack:
     """What a reader that begins at `start` makes of a record: the records inside it, numbered.
 
-    Of the record at which it begins, what is done is left out.
+    Of the record at which it begins, what is done is left out. With `apart` false that is all that it does: what is packed
+    stays so.
     """
 
-    def __init__(self, start: StartAt, hash_range: HashRange | None) -> None:
+    def __init__(self, start: StartAt, hash_range: HashRange | None, *, apart: bool = True) -> None:
         self._start = start
         self._hash_range = hash_range
+        self._apart = apart
+
+    @classmethod
+    def wanted(cls, start: StartAt, hash_range: HashRange | None, *, apart: bool) -> Unpack | None:
+        """What a reader needs; None where records are handed out as they are."""
+        if apart or start.sub_sequence_number is not None:
+            return cls(start, hash_range, apart=apart)
+        return None
 
     def __call__(self, wire: Wire) -> list[Wire]:
         """Return the records, as `numbered` does; none when all of them are done or belong elsewhere."""
-        inner = deaggregate(wire, self._hash_range)
+        inner = deaggregate(wire, self._hash_range) if self._apart else [(None, wire)]
         done = self._start.sub_sequence_number
         if done is not None and wire["SequenceNumber"] == self._start.sequence_number:
             inner = skip_done(inner, done)
         return numbered(inner)
 
 
-def _message(raw: bytes) -> bytes | None:
-    """The protobuf message of an aggregate."""
+def _packed(wire: Wire) -> bytes | None:
+    """The protobuf message of an aggregate; None for a record that is none."""
+    data = wire.get("Data")
+    if not isinstance(data, str) or not data.startswith(_ENCODED_MAGIC):
+        return None
+    try:
+        raw = a2b_base64(data)
+    except ValueError:
+        return None
     message, digest = raw[len(_MAGIC) : -_DIGEST_SIZE], raw[-_DIGEST_SIZE:]
     whole = raw.startswith(_MAGIC) and message and md5(message, usedforsecurity=False).digest() == digest
     return message if whole else None

@@ -80,7 +80,7 @@ class FanOutSource:
         """
         subscribed = Subscription(self._subscribe, self._consumer_arn, shard.id, start, self._stream.wall)
         async with subscribed as subscription:
-            unpack = Unpack(start, shard.hash_range) if self._deaggregate else None
+            unpack = Unpack.wanted(start, shard.hash_range, apart=self._deaggregate)
             watch = self._watch(shard, start)
             reader = FanOutReader(shard, subscription, self._envelope, unpack, watch)
             if start.kind == "AT_TIMESTAMP":

@@ -147,7 +147,7 @@ class KinesisSource(StreamSource[KinesisStream]):
         self._deaggregate = deaggregate
 
     def _unpack(self, shard: Shard, start: StartAt) -> Unpack | None:
-        return Unpack(start, shard.hash_range) if self._deaggregate else None
+        return Unpack.wanted(start, shard.hash_range, apart=self._deaggregate)
 
 
 def _shards(operation: str, reply: dict[str, Any]) -> list[Shard]:

@@ -164,6 +164,13 @@ def test_a_restart_inside_an_aggregate_skips_what_is_done_and_nothing_else() -> 
     assert skip_done([(None, plain)], 7) == [(None, plain)]
 
 
+def test_a_record_that_is_no_aggregate_has_the_number_0_in_checkpoints_of_the_kcl() -> None:
+    plain, looks_like_one, whole = wire("eA=="), wire(b64encode(MAGIC + b"x" * 40).decode()), wire(AGGREGATE)
+    assert skip_done([(None, plain)], 0) == []
+    assert skip_done([(None, looks_like_one)], 0) == []
+    assert skip_done([(None, whole)], 0) == [(None, whole)], "inside it there is more than its first record"
+
+
 def test_behind_the_last_inner_record_the_whole_record_is_done() -> None:
     inner = deaggregate(wire(AGGREGATE))
     assert [record.get(SUB_SEQUENCE_NUMBER) for record in numbered(inner)] == [0, 1, None]

@@ -99,6 +99,23 @@ async def test_a_start_inside_an_aggregate_skips_what_is_done_of_it() -> None:
 
 
 @virtual
+@pytest.mark.parametrize("deaggregate", [True, False])
+async def test_a_checkpoint_of_the_kcl_behind_a_plain_record_does_not_bring_it_again(
+    *, deaggregate: bool
+) -> None:
+    rig = Rig.of("kinesis")
+    one, two, three = mixed(rig.fake)
+    source = rig.source(deaggregate=deaggregate)
+    shard = Shard(next(iter(rig.fake.shards)))
+    async with source.open(shard, StartAt("AFTER_SEQUENCE_NUMBER", one, sub_sequence_number=0)) as reader:
+        records = await reader.receive(10, 1)
+    assert [record.id for record in records] == [two, two, two, three] if deaggregate else [two, three]
+    async with source.open(shard, StartAt("AFTER_SEQUENCE_NUMBER", two, sub_sequence_number=0)) as reader:
+        records = await reader.receive(10, 1)
+    assert [record.id for record in records] == [two, two, three] if deaggregate else [two, three]
+
+
+@virtual
 async def test_mappings_that_take_records_apart_and_those_that_do_not_share_their_reads() -> None:
     rig = Rig.of("kinesis")
     mixed(rig.fake)

@@ -824,7 +824,7 @@ async def test_a_checkpoint_that_is_old_but_there_is_no_loss(kind: str) -> None:
     rig = Rig.of(kind)
     numbers = rig.fake.put("0", "1", "2")
     await anyio.sleep(DAY - 600)
-    aggregate = StartAt("AFTER_SEQUENCE_NUMBER", numbers[1], sub_sequence_number=0)
+    aggregate = StartAt("AFTER_SEQUENCE_NUMBER", numbers[1], sub_sequence_number=1)
     for start in (after(numbers[0]), aggregate):
         async with rig.open(start) as reader:
             assert await receive(reader, 2) == ["1", "2"]

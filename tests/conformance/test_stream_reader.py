@@ -384,7 +384,7 @@ async def test_a_mapping_goes_on_behind_its_checkpoint(place: Place) -> None:
         done = (await receive(reader, 4))[-1]
     async with place.source().open(shard, StartAt("AFTER_SEQUENCE_NUMBER", done.id)) as reader:
         assert data(await receive(reader, 6)) == numbered(10)[4:]
-    inside = StartAt("AFTER_SEQUENCE_NUMBER", done.id, sub_sequence_number=0)
+    inside = StartAt("AFTER_SEQUENCE_NUMBER", done.id, sub_sequence_number=1)
     async with place.source().open(shard, inside) as reader:
         assert data(await receive(reader, 7)) == numbered(10)[3:]
 
