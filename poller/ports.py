@@ -178,8 +178,8 @@ class CheckpointStore(Protocol):
         ...
 
 
-class LeaseStore(Protocol):
-    """The table that workers share. Raises `poller.errors.StoreError` only.
+class Leases(Protocol):
+    """Leases in a table that workers share. Raises `poller.errors.StoreError` only.
 
     Leases are rows that change conditionally: who lost one gets None or False, which is no failure. A write whose answer was
     lost on the way is recognised as having happened when it is tried again; after a StoreError it has happened or not.
@@ -189,14 +189,6 @@ class LeaseStore(Protocol):
 
     async def list(self) -> Listing:
         """All leases and workers, without the windows of the checkpoints. Rows may be a moment old, each for itself."""
-        ...
-
-    async def beat(self, worker: Worker) -> None:
-        """Say that `worker` is there; its counter is one more than last time."""
-        ...
-
-    async def leave(self, worker: Worker) -> None:
-        """Remove the row of a worker that goes, or has gone; not if it has counted on."""
         ...
 
     async def add(self, lease: Lease) -> None:
@@ -226,6 +218,18 @@ class LeaseStore(Protocol):
 
         With a checkpoint that is finished, the lease is complete: nobody will claim it any more.
         """
+        ...
+
+
+class LeaseStore(Leases, Protocol):
+    """The leases, and the workers that share them. Raises `poller.errors.StoreError` only."""
+
+    async def beat(self, worker: Worker) -> None:
+        """Say that `worker` is there; its counter is one more than last time."""
+        ...
+
+    async def leave(self, worker: Worker) -> None:
+        """Remove the row of a worker that goes, or has gone; not if it has counted on."""
         ...
 
 

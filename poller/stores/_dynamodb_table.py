@@ -6,6 +6,7 @@ condition has to look what is there when the condition fails.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,15 +30,34 @@ AT_A_TIME = 40
 CREATED_WITHIN = 60.0
 CREATING_PAUSE = 0.5
 
-_SCHEMA = [{"AttributeName": KEY, "KeyType": "HASH"}]
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a kind of tables is told from others, and named."""
+
+    key: str
+    """The one attribute of its key, a string."""
+    named: str
+    """Where the operator has named it, in front of its name."""
+    refusal: str
+    """What is said of another table; ``{keys}`` stands for its key."""
+
+
+OWN = Layout(KEY, "dynamodb:", "a table of another application: name another one")
 
 
 class Table:
-    """The table. Raises StoreError only."""
+    """The table. Raises StoreError only. A region of None is the session's own."""
 
-    def __init__(self, name: str, session: AwsSession) -> None:
+    def __init__(
+        self, name: str, session: AwsSession, layout: Layout = OWN, region: str | None = None
+    ) -> None:
         self.name = name
+        self.where = f"{layout.named}{name}"
+        """How messages name it."""
         self._session = session
+        self._layout = layout
+        self._region = region
         self._room = anyio.Semaphore(AT_A_TIME)
 
     async def open(self) -> None:
@@ -52,33 +72,46 @@ class Table:
             table = await self._describe()
         except ResourceNotFound:
             table = await self._create()
-        if table["KeySchema"] != _SCHEMA:
-            raise StoreError(f"dynamodb:{self.name}: a table of another application: name another one")
+        if not self._is_one(table):
+            keys = ", ".join(one["AttributeName"] for one in table["KeySchema"])
+            raise StoreError(f"{self.where}: {self._layout.refusal.format(keys=keys)}")
         with anyio.move_on_after(CREATED_WITHIN):
             while table["TableStatus"] not in ("ACTIVE", "UPDATING"):
                 await anyio.sleep(CREATING_PAUSE)
                 table = await self._describe()
             return
-        raise StoreError(f"dynamodb:{self.name}: is still {table['TableStatus']} after {CREATED_WITHIN:g} s")
+        raise StoreError(f"{self.where}: is still {table['TableStatus']} after {CREATED_WITHIN:g} s")
+
+    @property
+    def _schema(self) -> list[dict[str, str]]:
+        return [{"AttributeName": self._layout.key, "KeyType": "HASH"}]
+
+    @property
+    def _definition(self) -> dict[str, str]:
+        return {"AttributeName": self._layout.key, "AttributeType": "S"}
+
+    def _is_one(self, table: Mapping[str, Any]) -> bool:
+        return table["KeySchema"] == self._schema and self._definition in table["AttributeDefinitions"]
 
     async def _describe(self) -> Mapping[str, Any]:
-        reply = await self._session.call("dynamodb", "DescribeTable", {"TableName": self.name})
+        params = {"TableName": self.name}
+        reply = await self._session.call("dynamodb", "DescribeTable", params, region=self._region)
         found: Mapping[str, Any] = reply["Table"]
         return found
 
     async def _create(self) -> Mapping[str, Any]:
         wanted = {
             "TableName": self.name,
-            "AttributeDefinitions": [{"AttributeName": KEY, "AttributeType": "S"}],
-            "KeySchema": _SCHEMA,
+            "AttributeDefinitions": [self._definition],
+            "KeySchema": self._schema,
             "BillingMode": "PAY_PER_REQUEST",
         }
         try:
-            await self._session.call("dynamodb", "CreateTable", wanted)
+            await self._session.call("dynamodb", "CreateTable", wanted, region=self._region)
         except AccessDenied as error:
             raise StoreError(
-                f"dynamodb:{self.name}: there is no such table, and the role may not create it: create it with the "
-                f"string key {KEY}, or allow dynamodb:CreateTable"
+                f"{self.where}: there is no such table, and the role may not create it: create it with the "
+                f"string key {self._layout.key}, or allow dynamodb:CreateTable"
             ) from error
         except AwsError as error:
             if error.code != "ResourceInUseException":  # another process was faster
@@ -112,21 +145,24 @@ class Table:
         values: Mapping[str, Any] | None = None,
         *,
         defaults: Item | None = None,
+        adds: Item | None = None,
         old: bool = False,
     ) -> Item | None:
         """Change attributes; return the item as it then is, or as it was; None when the condition does not hold.
 
-        `defaults` are set where there is no such attribute. A condition names attributes as ``#name`` and the `values` as
-        ``:name``.
+        `defaults` are set where there is no such attribute, `adds` are numbers to add to those that there are. A condition
+        names attributes as ``#name`` and the `values` as ``:name``.
         """
-        defaults = defaults or {}
+        defaults, adds = defaults or {}, adds or {}
         changes = [f"#{name} = :new_{name}" for name in sets]
         changes += [f"#{name} = if_not_exists(#{name}, :new_{name})" for name in defaults]
         expression = "SET " + ", ".join(changes)
         if removes:
             expression += " REMOVE " + ", ".join(f"#{name}" for name in removes)
+        if adds:
+            expression += " ADD " + ", ".join(f"#{name} :new_{name}" for name in adds)
         all_values = {f":{name}": value for name, value in (values or {}).items()}
-        all_values |= {f":new_{name}": value for name, value in (sets | defaults).items()}
+        all_values |= {f":new_{name}": value for name, value in (sets | defaults | adds).items()}
         params = {
             "Key": key,
             "UpdateExpression": expression,
@@ -138,17 +174,18 @@ class Table:
         reply = await self._if_holds("UpdateItem", params)
         return None if reply is None else reply.get("Attributes", {})
 
-    async def scan(self, beginning: tuple[str, ...], *, consistent: bool = False) -> list[Item]:
-        """All items whose keys begin with one of these."""
-        begins = " OR ".join(f"begins_with(#{KEY}, :b{number})" for number in range(len(beginning)))
-        params: dict[str, Any] = {
-            "FilterExpression": begins,
-            "ExpressionAttributeNames": {f"#{KEY}": KEY},
-            "ExpressionAttributeValues": {
-                f":b{number}": {"S": text} for number, text in enumerate(beginning)
-            },
-            "ConsistentRead": consistent,
-        }
+    async def scan(self, beginning: tuple[str, ...] = (), *, consistent: bool = False) -> list[Item]:
+        """All items, or those whose keys begin with one of these."""
+        params: dict[str, Any] = {"ConsistentRead": consistent}
+        if beginning:
+            key = self._layout.key
+            begins = [f"begins_with(#{key}, :b{number})" for number in range(len(beginning))]
+            texts = {f":b{number}": {"S": text} for number, text in enumerate(beginning)}
+            params |= {
+                "FilterExpression": " OR ".join(begins),
+                "ExpressionAttributeNames": {f"#{key}": key},
+                "ExpressionAttributeValues": texts,
+            }
         items: list[Item] = []
         while True:
             reply = await self._call("Scan", params, PAGE_TIMEOUT)
@@ -168,14 +205,15 @@ class Table:
     async def _call(self, operation: str, params: dict[str, Any], timeout: float = TIMEOUT) -> dict[str, Any]:
         async with self._room:
             try:
+                whole = {"TableName": self.name, **params}
                 return await self._session.call(
-                    "dynamodb", operation, {"TableName": self.name, **params}, timeout=timeout
+                    "dynamodb", operation, whole, timeout=timeout, region=self._region
                 )
             except AwsError as error:
                 raise self._failed(error) from error
 
     def _failed(self, error: AwsError) -> StoreError:
-        return StoreError(f"dynamodb:{self.name}: {error}")
+        return StoreError(f"{self.where}: {error}")
 
 
 def _with_names(condition: str, values: Mapping[str, Any]) -> dict[str, Any]:

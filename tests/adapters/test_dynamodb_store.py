@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SCHEMA = [{"AttributeName": "poller_key", "KeyType": "HASH"}]
-ACTIVE = Reply({"Table": {"TableStatus": "ACTIVE", "KeySchema": SCHEMA}})
-CREATING = Reply({"Table": {"TableStatus": "CREATING", "KeySchema": SCHEMA}})
+KEYS = {"KeySchema": SCHEMA, "AttributeDefinitions": [{"AttributeName": "poller_key", "AttributeType": "S"}]}
+ACTIVE = Reply({"Table": {"TableStatus": "ACTIVE", **KEYS}})
+CREATING = Reply({"Table": {"TableStatus": "CREATING", **KEYS}})
 MISSING = Refuse("com.amazonaws.dynamodb.v20120810#ResourceNotFoundException", "Requested resource not found")
 FAILED = Refuse(
     "com.amazonaws.dynamodb.v20120810#ConditionalCheckFailedException", "The conditional request failed"

@@ -8,7 +8,10 @@ from uuid import uuid4
 
 from poller.aws.session import AwsSession
 from poller.config import Aws
+from poller.stores._kcl_rows import Origin
+from poller.stores.by_mapping import ByMapping
 from poller.stores.dynamodb import DynamoDbStore
+from poller.stores.kcl import KclStore
 from poller.stores.memory import MemoryStore
 from poller.stores.sqlite import SqliteStore
 from tests.engine.fakes import Recorder
@@ -77,18 +80,37 @@ class InDynamoDb:
                 await store.aclose()
 
 
+class InKcl:
+    """A lease table of the KCL for each of two mappings, and a table of our own for the workers."""
+
+    def __init__(self, endpoint_url: str) -> None:
+        self._own = InDynamoDb(endpoint_url)
+        self._config = Aws(region=REGION, endpoint_url=endpoint_url)
+        self._tables = {mapping: f"kcl-{uuid4()}" for mapping in ("click", "clicks")}
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[Store]:
+        async with AwsSession(self._config, Recorder()) as session, self._own() as own:
+            stores = {
+                mapping: await KclStore.open(table, session, Origin(mapping, "AT_TIMESTAMP"))
+                for mapping, table in self._tables.items()
+            }
+            yield ByMapping(own, stores)
+
+
 LOCAL = ("memory", "sqlite", "sqlite-shared")
 REMOTE = ("dynamodb-ministack", "dynamodb-local")
 STORES = (*LOCAL, *REMOTE)
+#: Lease tables that are the KCL's, which have no room for windows.
+KCL = ("kcl-ministack", "kcl-local")
 
 
 def medium(request: pytest.FixtureRequest, place: Path) -> Open:
-    """What `request.param` names of `STORES`; servers are started by the first who needs them."""
+    """What `request.param` names of `STORES` and `KCL`; servers are started by the first who needs them."""
     if request.param == "memory":
         return InMemory()
     if request.param.startswith("sqlite"):
         return InSqlite(place, shared=request.param == "sqlite-shared")
-    if request.param == "dynamodb-ministack":
-        return InDynamoDb(request.getfixturevalue("emulator").endpoint_url)
-    server: Server = request.getfixturevalue("dynamodb_local")
-    return InDynamoDb(server.endpoint_url)
+    kind, _, where = request.param.partition("-")
+    server: Server = request.getfixturevalue("emulator" if where == "ministack" else "dynamodb_local")
+    return (InKcl if kind == "kcl" else InDynamoDb)(server.endpoint_url)
