@@ -24,6 +24,7 @@ INVOCATIONS_PER_POLLER = 10
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONSUMER = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 _FUNCTION = re.compile(
     r"(?:arn:aws[a-z-]*:lambda:[a-z0-9-]+:\d{12}:function:|(?P<account>\d{12}):function:)?"
     r"(?P<name>[A-Za-z0-9_-]{1,64})(?::(?P<qualifier>\$LATEST|[A-Za-z0-9_-]{1,128}))?"
@@ -62,6 +63,14 @@ def function_part(text: str, part: Literal["name", "qualifier", "account"]) -> s
 def _consumer(text: str) -> str:
     if not _CONSUMER.fullmatch(text):
         raise ValueError("must be 1 to 128 letters, digits, dots, dashes or underscores")
+    return text
+
+
+def _table(text: str) -> str:
+    if not _TABLE.fullmatch(text):
+        raise ValueError(
+            "must be the name of a DynamoDB table: 3 to 255 letters, digits, dots, dashes or underscores"
+        )
     return text
 
 
@@ -365,6 +374,17 @@ class Mapping(Section):
         default=None,
         description="Kinesis only, beyond Lambda: the name of a consumer that is registered at the stream if it"
         " is not yet, and read by enhanced fan-out. It costs money as long as it is registered.",
+    )
+    lease_table: Annotated[str, AfterValidator(_table)] | None = Field(
+        default=None,
+        description="Kinesis only, beyond Lambda: the DynamoDB table, in the stream's region, that has the checkpoints and"
+        " leases of this mapping. Default: [daemon] state.",
+    )
+    lease_format: Literal["poller", "kcl"] = Field(
+        default="poller",
+        description='Beyond Lambda, with lease_table: whose rows it has. "poller", the default, are our own. "kcl" are those of'
+        " an application of the Kinesis Client Library, 2.x or 3.x, that moves over with its place in the stream, and may"
+        " move back; excludes tumbling windows.",
     )
     idle_interval_in_seconds: Seconds | None = Field(
         default=None,

@@ -368,9 +368,15 @@ class Config(Section):
 
 def not_yet(config: Config) -> tuple[str, ...]:
     """Name each mapping that is valid but that this version cannot run, one line each."""
-    return tuple(_state_not_yet(config))
+    return (*_state_not_yet(config), *_leases_not_yet(config))
 
 
 def _state_not_yet(config: Config) -> Iterator[str]:
     if config.daemon.state.startswith("dynamodb:") and any(one.source != "sqs" for one in config.mappings):
         yield f"daemon.state = {config.daemon.state}: this version keeps checkpoints in memory: or sqlite:PATH"
+
+
+def _leases_not_yet(config: Config) -> Iterator[str]:
+    for index, mapping in enumerate(config.mappings):
+        if mapping.lease_table is not None:
+            yield f"mappings[{index}].lease_table = {mapping.lease_table}: this version keeps leases in [daemon] state only"

@@ -30,6 +30,8 @@ _APPLIES: dict[str, tuple[SourceKind, ...]] = {
     "tumbling_window_in_seconds": _STREAMS,
     "deaggregate": ("kinesis",),
     "enhanced_fan_out": ("kinesis",),
+    "lease_table": ("kinesis",),
+    "lease_format": ("kinesis",),
     "idle_interval_in_seconds": _STREAMS,
     "on_poison": _STREAMS,
     "park_probe_interval_in_seconds": _STREAMS,
@@ -49,6 +51,7 @@ def within(mapping: Mapping, now: float) -> Iterator[Mistake]:
     yield from _destinations(mapping)
     yield from _circuit(mapping)
     yield from _spool(mapping)
+    yield from _leases(mapping)
 
 
 def _applicability(mapping: Mapping) -> Iterator[Mistake]:
@@ -199,6 +202,17 @@ def _spool(mapping: Mapping) -> Iterator[Mistake]:
         yield Mistake(("spool",), f'goes only with on_delivery_failure = "spool"{also}')
 
 
+def _leases(mapping: Mapping) -> Iterator[Mistake]:
+    if mapping.lease_table is None:
+        if "lease_format" in mapping.model_fields_set:
+            yield Mistake(("lease_format",), "goes only with lease_table")
+    elif mapping.lease_format == "kcl" and mapping.tumbling_window_in_seconds:
+        wants = (
+            "excludes tumbling_window_in_seconds: a table of the KCL has no room for the state of a window"
+        )
+        yield Mistake(("lease_format",), wants)
+
+
 # --- across the file --------------------------------------------------------------------------------------
 
 
@@ -216,6 +230,7 @@ def across(
                 yield Mistake(at, _unknown_function(destination, known, "an ARN or a key of [functions]"))
     yield from _duplicates(mappings)
     yield from _shared_consumers(mappings)
+    yield from _shared_tables(daemon, mappings)
     yield from _shared_environment(functions)
     yield from _other_functions(functions, mappings)
     if not daemon.keeps_spool:
@@ -268,6 +283,27 @@ def _shared_consumers(mappings: dict[int, Mapping]) -> Iterator[Mistake]:
                 f"must be another consumer than that of mappings[{first}]: a consumer has one reader a shard"
             )
             yield Mistake(("mappings", index, key), wants)
+
+
+def _shared_tables(daemon: Daemon, mappings: dict[int, Mapping]) -> Iterator[Mistake]:
+    """A table of the KCL has the shards of one application, and nothing that says of which."""
+    owners: dict[tuple[str, str], int] = {}
+    for index, mapping in mappings.items():
+        if mapping.lease_table is None or mapping.lease_format != "kcl":
+            continue
+        at = ("mappings", index, "lease_table")
+        # By its text: here an ARN may still be wrong.
+        region = "".join(mapping.event_source_arn.split(":")[3:4])
+        first = owners.setdefault((region, mapping.lease_table), index)
+        if first != index:
+            wants = (
+                f"must be another table than that of mappings[{first}]: the KCL has one for each application"
+            )
+            yield Mistake(at, wants)
+        if daemon.state == f"dynamodb:{mapping.lease_table}":
+            yield Mistake(
+                at, "must be another table than that of [daemon] state, whose rows the KCL cannot read"
+            )
 
 
 def _shared_environment(functions: dict[str, Function]) -> Iterator[Mistake]:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from poller.model import Checkpoint, Lease, Worker
 
 
-class _Own(CheckpointStore, LeaseStore, Protocol):
+class Own(CheckpointStore, LeaseStore, Protocol):
     """The state."""
 
 
-class _Other(CheckpointStore, Leases, Protocol):
+class Other(CheckpointStore, Leases, Protocol):
     """The table of one mapping."""
 
 
@@ -34,7 +34,7 @@ class ByMapping:
     then, and who takes one for expired cannot claim it. Before its first look there is no list at all.
     """
 
-    def __init__(self, own: _Own, others: Mapping[str, _Other]) -> None:
+    def __init__(self, own: Own, others: Mapping[str, Other]) -> None:
         self._own = own
         self._others = others
         self._known: dict[str, Listing] = {}
@@ -42,7 +42,7 @@ class ByMapping:
     def __repr__(self) -> str:
         return f"<ByMapping {self._own!r}, {len(self._others)} others>"
 
-    def _of(self, mapping: str) -> _Own | _Other:
+    def _of(self, mapping: str) -> Own | Other:
         return self._others.get(mapping, self._own)
 
     async def aclose(self) -> None:

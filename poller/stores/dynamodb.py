@@ -46,12 +46,12 @@ class DynamoDbStore:
         return f"<DynamoDbStore {self._table.name}>"
 
     @classmethod
-    async def open(cls, name: str, session: AwsSession) -> DynamoDbStore:
-        """Use the table `name`, making it when there is none; the session outlives the store.
+    async def open(cls, name: str, session: AwsSession, region: str | None = None) -> DynamoDbStore:
+        """Use the table `name` in `region`, or the session's own, making it when there is none; the session outlives the store.
 
         Raises StoreError when there is none and it may not be made, and for a table of another application.
         """
-        table = Table(name, session)
+        table = Table(name, session, region=region)
         await table.open()
         return cls(table)
 

@@ -24,14 +24,26 @@ from poller.errors import StoreError
 from poller.model import Checkpoint, Lease, Listing, Worker
 from poller.stores import _kcl_rows as rows
 from poller.stores._dynamodb_table import Layout, Table
-from poller.stores._kcl_rows import COUNTER, FORMER, KEY, LOAD, OWNER, PENDING, SINCE, SWITCHES, WANTED_BY
+from poller.stores._kcl_rows import (
+    COUNTER,
+    FORMER,
+    KEY,
+    LOAD,
+    OWNER,
+    PENDING,
+    SINCE,
+    SWITCHES,
+    WANTED_BY,
+    Origin,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from poller.aws.session import AwsSession
     from poller.stores._dynamodb_rows import Item
-    from poller.stores._kcl_rows import Origin
+
+__all__ = ["KclStore", "Origin"]
 
 #: How often a checkpoint is looked at that somebody else moves.
 TRIES = 5
@@ -63,10 +75,10 @@ class KclStore:
     async def open(
         cls, name: str, session: AwsSession, origin: Origin, region: str | None = None
     ) -> KclStore:
-        """Use the table `name`, making it as the KCL would when there is none; the session outlives the store.
+        """Use the table `name` in `region`, or the session's own, making it as the KCL would when there is none.
 
-        Raises StoreError when there is none and it may not be made, for a table that is not the KCL's, for one of an
-        application that reads several streams, and for a row that cannot be understood.
+        The session outlives the store. Raises StoreError when there is none and it may not be made, for a table that is not
+        the KCL's, for one of an application that reads several streams, and for a row that cannot be understood.
         """
         table = Table(name, session, KCL, region)
         await table.open()

@@ -9,14 +9,15 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from poller.app.lease_tables import beside
 from poller.aws.session import AwsSession
-from poller.config import Aws
+from poller.config import Aws, parse
 from poller.core.shards import SKEW
 from poller.errors import StoreError
 from poller.model import Checkpoint, Lease, Worker
-from poller.stores._kcl_rows import WHOLE_RECORD, Origin
+from poller.stores._kcl_rows import WHOLE_RECORD
 from poller.stores.by_mapping import ByMapping
-from poller.stores.kcl import KclStore
+from poller.stores.kcl import KclStore, Origin
 from poller.stores.memory import MemoryStore
 from tests.adapters.kcl_library import Kcl, KclLease
 from tests.engine.fakes import Recorder
@@ -512,6 +513,34 @@ async def test_a_row_that_another_has_made_meanwhile_is_moved(aws: ScriptedAws, 
     aws.script("PutItem", FAILED)
     aws.script("UpdateItem", Reply({"Attributes": ROW}))
     assert await scripted.save("clicks", FIRST, Checkpoint("6"))
+
+
+# --- in the file --------------------------------------------------------------------------------------------------------
+
+FILE = """
+[functions.f]
+handler = "m:f"
+[[mappings]]
+name = "clicks"
+event_source_arn = "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks"
+function_name = "f"
+starting_position = "AT_TIMESTAMP"
+starting_position_timestamp = 1700000000
+"""
+
+
+async def test_the_file_says_which_mappings_have_tables_of_their_own(session: AwsSession):
+    own = MemoryStore()
+    assert await beside(own, parse(FILE, where="f", environ={}, now=2e9), session) is own
+    for kind in ("kcl", "poller"):
+        keys = f'lease_table = "app-{uuid4()}"\nlease_format = "{kind}"'
+        store = await beside(own, parse(FILE + keys, where="f", environ={}, now=2e9), session)
+        await store.add(Lease("clicks", FIRST, checkpoint=Checkpoint(since=5.0)))
+        await store.add(Lease("orders", "s"))
+        found = (await store.list()).leases
+        assert sorted(lease.key for lease in found) == [("clicks", FIRST), ("orders", "s")]
+        assert await own.load("clicks") == {}
+        assert await store.load("clicks") == {FIRST: Checkpoint(since=5.0)}
 
 
 # --- beside the state ---------------------------------------------------------------------------------------------------

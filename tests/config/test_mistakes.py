@@ -178,6 +178,21 @@ def test_a_consumer_of_a_stream_has_one_mapping() -> None:
     assert len(parse(whole() + one + other, where="f.toml", environ={}, now=NOW).mappings) == 3
 
 
+def test_a_table_of_the_kcl_has_one_mapping_and_no_rows_of_ours() -> None:
+    table = {"lease_table": "app", "lease_format": "kcl", "starting_position": "LATEST"}
+    one = second(name="one", event_source_arn=KINESIS, **table)
+    two = second(name="two", event_source_arn=KINESIS, function_name="f:live", **table)
+    elsewhere = two.replace("eu-west-1", "eu-central-1")
+    ours = two.replace('"kcl"', '"poller"')
+    wanted = "must be another table than that of mappings[1]: the KCL has one for each application"
+    assert only_problem(whole() + one + two) == f'mappings[2] "two" lease_table = "app": {wanted}'
+    for other in (elsewhere, ours):
+        assert len(parse(whole() + one + other, where="f.toml", environ={}, now=NOW).mappings) == 3
+    state = whole(top='[daemon]\nstate = "dynamodb:app"')
+    wanted = "must be another table than that of [daemon] state, whose rows the KCL cannot read"
+    assert only_problem(state + one) == f'mappings[1] "one" lease_table = "app": {wanted}'
+
+
 def test_a_source_may_feed_a_function_and_its_alias() -> None:
     config = parse(whole() + second(function_name="f:live"), where="f.toml", environ={}, now=NOW)
     assert len(config.mappings) == 2

@@ -117,6 +117,10 @@ QUEUE = [
         "deaggregate = true: does not apply to this source: it is for Kinesis streams only",
     ),
     (
+        'lease_table = "app"',
+        'lease_table = "app": does not apply to this source: it is for Kinesis streams only',
+    ),
+    (
         'destination_config.on_failure.destination = "arn:aws:s3:::bucket"',
         ("maximum_retry_attempts: is required with destination_config.on_failure for a queue: 0 to 10000"),
     ),
@@ -402,6 +406,32 @@ FAN_OUT = [
 ]
 
 
+LEASES = [
+    (
+        KINESIS,
+        'lease_table = "a b"',
+        (
+            'lease_table = "a b": must be the name of a DynamoDB table: 3 to 255 letters, digits, dots, dashes or'
+            " underscores"
+        ),
+    ),
+    (KINESIS, 'lease_format = "kcl"', 'lease_format = "kcl": goes only with lease_table'),
+    (
+        KINESIS,
+        'lease_table = "app"\nlease_format = "kcl"\ntumbling_window_in_seconds = 60',
+        (
+            'lease_format = "kcl": excludes tumbling_window_in_seconds: a table of the KCL has no room for the state of a'
+            " window"
+        ),
+    ),
+    (
+        DYNAMODB,
+        'lease_table = "app"',
+        'lease_table = "app": does not apply to this source: it is for Kinesis streams only',
+    ),
+]
+
+
 @pytest.mark.parametrize(("keys", "line"), QUEUE)
 def test_a_mistake_in_a_queues_mapping_has_its_line(keys: str, line: str) -> None:
     if "Pattern" in keys:
@@ -434,6 +464,12 @@ def test_a_mistake_in_a_streams_mapping_has_its_line(arn: str, keys: str, line: 
 @pytest.mark.parametrize(("arn", "keys", "line"), POSITION)
 def test_a_wrong_starting_position_has_its_line(arn: str, keys: str, line: str) -> None:
     assert only_problem(whole(keys, arn=arn)) == f'mappings[0] "m" {line}'
+
+
+@pytest.mark.parametrize(("arn", "keys", "line"), LEASES)
+def test_a_mistake_about_lease_tables_has_its_line(arn: str, keys: str, line: str) -> None:
+    found = only_problem(whole(f'starting_position = "LATEST"\n{keys}', arn=arn))
+    assert found == f'mappings[0] "m" {line}'
 
 
 @pytest.mark.parametrize(("arn", "keys", "line"), FAN_OUT)

@@ -8,10 +8,9 @@ from uuid import uuid4
 
 from poller.aws.session import AwsSession
 from poller.config import Aws
-from poller.stores._kcl_rows import Origin
 from poller.stores.by_mapping import ByMapping
 from poller.stores.dynamodb import DynamoDbStore
-from poller.stores.kcl import KclStore
+from poller.stores.kcl import KclStore, Origin
 from poller.stores.memory import MemoryStore
 from poller.stores.sqlite import SqliteStore
 from tests.engine.fakes import Recorder
