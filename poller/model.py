@@ -207,6 +207,30 @@ class Listing:
     workers: Sequence[Worker]
 
 
+class LeaseEvent(StrEnum):
+    """What can happen to a lease of this worker."""
+
+    CLAIMED = "claimed"
+    HANDED_OVER = "handed over"
+    RELEASED = "released"
+    FINISHED = "finished"
+    LOST = "lost"
+    RENEWAL_FAILED = "renewal failed"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseChanged:
+    """Something has happened to a lease of this worker."""
+
+    mapping: str
+    shard: str
+    event: LeaseEvent
+    other: str = ""
+    """The worker that had it before, or has it now; empty for nobody, or when it is not known."""
+    reason: str = ""
+    """Why, when it is lost or was not renewed."""
+
+
 # --- one invocation -----------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Invoked,
         Job,
         Lease,
+        LeaseChanged,
         Listing,
         Parked,
         Received,
@@ -342,6 +343,8 @@ class Observer(Protocol):
     def state_changed(self, fact: StateChanged) -> None: ...
 
     def circuit_changed(self, fact: CircuitChanged) -> None: ...
+
+    def lease_changed(self, fact: LeaseChanged) -> None: ...
 
     def trouble(self, fact: Trouble) -> None: ...
 

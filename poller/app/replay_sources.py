@@ -144,7 +144,7 @@ class ReplayObserver:
 
     received = filtered_out = settled = trimmed = dropped = delivered = _not_of_the_mapping
     spooled = delivery_failed = state_changed = circuit_changed = trouble = _not_of_the_mapping
-    parked = unparked = _not_of_the_mapping
+    parked = unparked = lease_changed = _not_of_the_mapping
 
 
 class FailedAgain:

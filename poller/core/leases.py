@@ -50,6 +50,8 @@ FAILOVER_TIME = 10.0
 HELD = 0.9
 #: Renewals of an idle lease in one failover time.
 RENEWALS = 2
+#: Seconds between two writes of a lease whose checkpoint moves: what a crash repeats.
+CHECKPOINT_INTERVAL = 1.0
 #: Seconds between two looks at the table, at least and at most, and how many leases more make them one second more.
 LOOKS = (1.0, 5.0)
 LEASES_A_SECOND = 2_000
@@ -160,25 +162,39 @@ class Held:
     """When that write was asked for; the first time, if it took several: any of them may be the one that has happened."""
     progresses: bool
     """Its reader moves on, or waits for something that it knows."""
+    moved: bool = False
+    """There is a checkpoint that is not written yet."""
 
 
 def upkeep(
-    held: Iterable[Held], now: float, failover_time: float = FAILOVER_TIME
+    held: Iterable[Held],
+    now: float,
+    failover_time: float = FAILOVER_TIME,
+    checkpoint_interval: float = CHECKPOINT_INTERVAL,
 ) -> tuple[Renew | Lost, ...]:
-    """What `held` need now: a renewal when half of the failover time is over, and an end shortly before all of it is.
+    """What `held` need now: a renewal when half of the failover time is over, earlier where a checkpoint is to be written, and
+    an end shortly before all of it is.
 
     It needs no look at the table. A lease whose reader is stuck gets no renewal, and so goes to somebody else.
     """
-    return tuple(_upkeep(held, now, failover_time))
+    return tuple(_upkeep(held, now, failover_time, checkpoint_interval))
 
 
-def _upkeep(held: Iterable[Held], now: float, failover_time: float) -> Iterator[Renew | Lost]:
+def _upkeep(
+    held: Iterable[Held], now: float, failover_time: float, checkpoint_interval: float
+) -> Iterator[Renew | Lost]:
+    idle = failover_time / RENEWALS
     for one in held:
         age = now - one.renewed
-        if age >= HELD * failover_time:
+        if not holds(age, failover_time):
             yield Lost(one.lease)
-        elif one.progresses and age >= failover_time / RENEWALS:
+        elif one.progresses and age >= (min(idle, checkpoint_interval) if one.moved else idle):
             yield Renew(one.lease)
+
+
+def holds(age: float, failover_time: float = FAILOVER_TIME) -> bool:
+    """Whether a lease that was renewed `age` seconds ago can be nobody else's yet."""
+    return age < HELD * failover_time
 
 
 def look_interval(leases: int) -> float:

@@ -148,15 +148,24 @@ class ShardTree:
         names = sorted(self._shards.keys() - busy)
         return [self._shards[name] for name in names if not self.waits_for(name)]
 
+    def shard(self, shard_id: str) -> Shard:
+        """A shard that is known, with all that listings have said of it."""
+        return self._shards[shard_id]
+
     def waits_for(self, shard_id: str) -> frozenset[str]:
         """The parents of a shard that are not finished."""
         parents = self._shards[shard_id].parents
         return frozenset(self._shards.keys() & parents) - self._finished
 
-    def begin(self, shard_id: str, checkpoint: Checkpoint) -> StartAt:
-        """A reader is opened on a shard that is ready: say where, given its checkpoint as it is now."""
+    def begin(self, shard_id: str, checkpoint: Checkpoint, *, first: bool = True) -> StartAt:
+        """A reader is opened on a shard that is ready: say where, given its checkpoint as it is now.
+
+        `first` is False when another worker may have read it before, who can have known another end.
+        """
         self._reading.add(shard_id)
-        is_latest = shard_id in self._latest
+        # Finished once, and moved back by a command since.
+        self._finished.discard(shard_id)
+        is_latest = first and shard_id in self._latest
         self._latest.discard(shard_id)
         if checkpoint.sequence_number:
             number, sub = checkpoint.sequence_number, checkpoint.sub_sequence_number

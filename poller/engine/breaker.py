@@ -86,13 +86,13 @@ class Breaker:
         """Wait until `who` may invoke; None when the door is closed, or closes before."""
         circuit = self.circuit
         if call.shard and circuit.state is CircuitState.HALF_OPEN and self._yields(who):
-            await self.door.unless_closed(partial(anyio.sleep, PRECEDENCE))
-        if not self.door.is_open:
+            await who.door.unless_closed(partial(anyio.sleep, PRECEDENCE))
+        if not who.door.is_open:
             return None
         gate: Slots | None = None
         if circuit.state is not CircuitState.CLOSED:
             gate = self._gate
-            if not (gate.try_acquire() or await self.door.unless_closed(gate.acquire)):
+            if not (gate.try_acquire() or await who.door.unless_closed(gate.acquire)):
                 return None
             if circuit.state is CircuitState.OPEN or gate is not self._gate:
                 # It was let through in the moment in which the circuit opened.
@@ -174,10 +174,12 @@ class Breaker:
 class GuardedDispatch(Dispatch):
     """The way of batches to their function when a breaker stands in it."""
 
-    def __init__(self, invoker: Invoker, breaker: Breaker, maximum_concurrency: int | None) -> None:
-        super().__init__(invoker, breaker.door, maximum_concurrency)
+    def __init__(
+        self, invoker: Invoker, breaker: Breaker, door: Door, maximum_concurrency: int | None
+    ) -> None:
+        super().__init__(invoker, door, maximum_concurrency)
         self._breaker = breaker
-        self._withdraws = breaker.door
+        self._withdraws = door
 
     @property
     def generation(self) -> int:  # type: ignore[override]  # constant for who has no breaker
@@ -287,6 +289,17 @@ class Guarded:
         return shards
 
 
-def guarded(runner: Runner, breaker: Breaker | None, limit: Callable[[], int]) -> Runner:
-    """The mapping as its child runs it; `limit` is its own limit of invocations in flight."""
-    return Guarded(runner, breaker, limit) if breaker else runner
+def guarded(
+    runner: Runner,
+    breaker: Breaker | None,
+    limit: Callable[[], int],
+    trip: Callable[[], None] | None = None,
+) -> Runner:
+    """The mapping as its child runs it; `limit` is its own limit of invocations in flight. `trip` closes the door without more,
+    where the runner's `close` does more than that."""
+    if breaker is None:
+        return runner
+    one = Guarded(runner, breaker, limit)
+    if trip is not None:
+        breaker.trip = trip
+    return one

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from poller.core.batch import size_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from poller.engine.door import Door
     from poller.engine.invoker import Call, Invoker
     from poller.model import Outcome
@@ -17,6 +19,8 @@ class Dispatch:
 
     #: Which opening of a circuit breaker this is: a worker of an earlier one receives no more.
     generation = 0
+    #: Whether an invocation may begin at all; by default it may.
+    fence: Callable[[], bool] | None = None
     #: What takes back an invocation that has its slot and cannot begin yet; by default nothing does.
     _withdraws: Door | None = None
 
@@ -25,7 +29,7 @@ class Dispatch:
         self.in_flight_records = 0
         self.in_flight_bytes = 0
         self._invoker = invoker
-        self._door = door
+        self.door = door
         self._maximum = maximum_concurrency
 
     @property
@@ -37,15 +41,18 @@ class Dispatch:
     async def has_room(self) -> bool:
         """Wait until the function could take a batch, so that records are not received only to wait; False if closed."""
         slots = self._invoker.slots
-        if slots.try_acquire() or await self._door.unless_closed(slots.acquire):
+        if slots.try_acquire() or await self.door.unless_closed(slots.acquire):
             slots.release()
-            return self._door.is_open
+            return self.door.is_open
         return False
 
     async def invoke(self, call: Call) -> Outcome | None:
         """Run the function once there is a slot; None when the door closed before, so that no handler saw the records."""
         slots = self._invoker.slots
-        if not (slots.try_acquire() or await self._door.unless_closed(slots.acquire)):
+        if not (slots.try_acquire() or await self.door.unless_closed(slots.acquire)):
+            return None
+        if self.fence is not None and not self.fence():
+            slots.release()
             return None
         size = size_of(call.records)
         self.in_flight_invocations += 1

@@ -13,20 +13,25 @@ A holding here::
                   |          |
                   '----------'-----> lost: the tenant is told at once and nothing more of it is written
 
-What reads the shard is the *tenant* of the lease. Whether a write has happened whose answer did not come is left open: the
-same write is tried again and recognised by the store, and counts from when it was asked for first.
+What reads the shard is the *tenant* of the lease. A mapping is enlisted while it can take tenants in; who withdraws it gives
+its leases back, and takes no more. A mapping that is paused is withdrawn, so that others read its shards.
+
+Checkpoints are written with renewals only: a lease whose checkpoint moves is renewed more often than an idle one. Whether a
+write has happened whose answer did not come is left open: the same write is tried again and recognised by the store, and counts
+from when it was asked for first.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 import anyio
 
 from poller.core.leases import (
+    CHECKPOINT_INTERVAL,
     FAILOVER_TIME,
-    HELD,
     RENEWALS,
     Claim,
     HandOff,
@@ -35,6 +40,7 @@ from poller.core.leases import (
     Release,
     Renew,
     Want,
+    holds,
     look_interval,
     plan,
     upkeep,
@@ -42,6 +48,7 @@ from poller.core.leases import (
 from poller.core.sightings import Sightings
 from poller.core.survey import survey
 from poller.errors import StoreError
+from poller.model import LeaseChanged, LeaseEvent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,8 +57,9 @@ if TYPE_CHECKING:
 
     from poller.core.leases import Action
     from poller.core.survey import Survey
+    from poller.engine.invoker import World
     from poller.model import Checkpoint, Lease, LeaseKey, Listing, Worker
-    from poller.ports import LeaseStore
+    from poller.ports import LeaseStore, Observer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -63,6 +71,8 @@ CLAIMING = 100
 #: Failover times for which a worker leaves alone what it got stuck on, and after which the row of a dead worker is removed.
 SHUNNED = 3.0
 BURIED = 60.0
+#: Facts that are kept for `/status`.
+HISTORY = 20
 
 
 class Tenant(Protocol):
@@ -94,6 +104,8 @@ class _Holding:
     lease: Lease
     renewed: float
     tenant: Tenant
+    written: Checkpoint
+    """The checkpoint of the last write."""
     asked: float | None = None
     """When the change that is open was asked for first."""
     renewing: bool = False
@@ -108,17 +120,31 @@ class LeaseKeeper:
         self,
         worker: Worker,
         store: LeaseStore,
-        open_tenant: Callable[[Lease], Tenant],
+        observer: Observer,
+        world: World,
+        *,
         failover_time: float = FAILOVER_TIME,
+        checkpoint_interval: float = CHECKPOINT_INTERVAL,
     ) -> None:
+        """`failover_time` has to be that of all workers on the table."""
         self.worker = worker
+        self.store = store
+        self.failover_time = failover_time
         self.trouble: str | None = None
         """Why the table cannot be used at the moment."""
         self.survey: Survey | None = None
         """What the last look has come to."""
-        self._store = store
-        self._open_tenant = open_tenant
-        self._failover_time = failover_time
+        self.history: deque[tuple[float, LeaseChanged]] = deque(maxlen=HISTORY)
+        """What has happened last to leases of this worker, with Unix times, the latest last."""
+        self._observer = observer
+        self._world = world
+        self._checkpoint_interval = checkpoint_interval
+        self._openers: dict[str, Callable[[Lease], Tenant]] = {}
+        # Mappings that were enlisted when the table was looked at last.
+        self._ripe: frozenset[str] = frozenset()
+        self._enlisted = anyio.Event()
+        self._changed = anyio.Event()
+        self._tasks: TaskGroup | None = None
         self._held: dict[LeaseKey, _Holding] = {}
         self._claiming: set[LeaseKey] = set()
         # Claims of which it is not known whether they have happened: the counter, and when they were asked for first.
@@ -136,20 +162,68 @@ class LeaseKeeper:
         """What is held, as it was written last."""
         return tuple(holding.lease for holding in self._held.values())
 
+    def unchanged(self, key: LeaseKey) -> float:
+        """Seconds for which the row of a lease in `survey` is known to have stood still."""
+        return self._sightings.unchanged(key)
+
+    def holds(self, key: LeaseKey) -> bool:
+        """Whether this worker has the lease, for certain: who is not sure must begin nothing more."""
+        holding = self._held.get(key)
+        return holding is not None and holds(self._world.clock() - holding.renewed, self.failover_time)
+
+    def unwritten(self, key: LeaseKey) -> float:
+        """Seconds since the last write of a lease whose checkpoint has moved since; 0 when it has not."""
+        holding = self._held.get(key)
+        if holding is None or holding.tenant.checkpoint() == holding.written:
+            return 0.0
+        return anyio.current_time() - holding.renewed
+
+    # --- mappings -------------------------------------------------------------------------------------------------------
+
+    def enlist(self, mapping: str, open_tenant: Callable[[Lease], Tenant]) -> None:
+        """Take leases of `mapping` from now on; `open_tenant` is called with each that is claimed."""
+        self._openers[mapping] = open_tenant
+        self._set_mappings(self.worker.mappings | {mapping})
+
+    def withdraw(self, mapping: str) -> None:
+        """Take no more leases of `mapping`, and give back what is held of it as it is drained."""
+        self._openers.pop(mapping, None)
+        self._set_mappings(self.worker.mappings - {mapping})
+        if self._tasks:
+            for holding in self._of(mapping):
+                self._tasks.start_soon(self._hand_over, holding, "")
+
+    def _set_mappings(self, mappings: frozenset[str]) -> None:
+        if mappings != self.worker.mappings:
+            self.worker = replace(self.worker, mappings=mappings)
+            self._enlisted.set()
+
+    async def vacated(self, mapping: str) -> None:
+        """Return when no lease of `mapping` is held, or nothing runs any more that could give it back."""
+        while self._tasks and self._of(mapping):
+            await self._changed.wait()
+
+    def _of(self, mapping: str) -> list[_Holding]:
+        return [holding for holding in self._held.values() if holding.lease.mapping == mapping]
+
     # --- life -----------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Work until quiet, and give everything back."""
         async with anyio.create_task_group() as background:
-            async with anyio.create_task_group() as tasks:
-                background.start_soon(self._beat)
-                background.start_soon(self._look, tasks)
-                background.start_soon(self._upkeep, tasks)
-                await self._quieted.wait()
-                for holding in list(self._held.values()):
-                    tasks.start_soon(self._hand_over, holding, "")
+            try:
+                async with anyio.create_task_group() as tasks:
+                    self._tasks = tasks
+                    background.start_soon(self._beat)
+                    background.start_soon(self._look, tasks)
+                    background.start_soon(self._upkeep, tasks)
+                    await self._quieted.wait()
+                    for holding in list(self._held.values()):
+                        tasks.start_soon(self._hand_over, holding, "")
+            finally:
+                self._tasks = None
             background.cancel_scope.cancel()
-        await self._try(self._store.leave, self.worker)
+        await self._try(self.store.leave, self.worker)
 
     def quiet(self) -> None:
         """Take nothing more, and hand back what is held when it is drained."""
@@ -160,38 +234,40 @@ class LeaseKeeper:
 
     async def _beat(self) -> None:
         while True:
+            self._enlisted = anyio.Event()
             self.worker = replace(self.worker, counter=self.worker.counter + 1)
-            await self._try(self._store.beat, self.worker)
-            await anyio.sleep(self._failover_time / RENEWALS)
+            await self._try(self.store.beat, self.worker)
+            with anyio.move_on_after(self.failover_time / RENEWALS):
+                await self._enlisted.wait()
 
     # --- looking --------------------------------------------------------------------------------------------------------
 
     async def _look(self, tasks: TaskGroup) -> None:
-        leases, is_new = 0, True
+        leases = 0
         while not self._quieted.is_set():
-            asked = anyio.current_time()
-            listing = await self._try(self._store.list)
+            asked, enlisted = anyio.current_time(), self.worker.mappings
+            listing = await self._try(self.store.list)
             if listing is not None:
                 leases = len(listing.leases)
                 self._see(listing, asked)
+                self._carry_out(tasks)
+                self._bury(listing, tasks)
                 # One that is new waits for the others that are new, so that it does not take what is for all of them.
-                if not is_new:
-                    self._carry_out(tasks)
-                    self._bury(listing, tasks)
-                is_new = False
+                self._ripe = enlisted
             with anyio.move_on_after(look_interval(leases)):
                 await self._quieted.wait()
 
     def _see(self, listing: Listing, asked: float) -> None:
         self._sightings = self._sightings.fold(listing, asked, anyio.current_time())
-        self.survey = survey(listing, self._sightings, self._failover_time)
+        self.survey = survey(listing, self._sightings, self.failover_time)
 
     def _carry_out(self, tasks: TaskGroup) -> None:
         assert self.survey
         now = anyio.current_time()
         counters = {key: holding.lease.counter for key, holding in self._held.items()}
         shunned = {key for key, until in self._shunned.items() if until > now}
-        for action in plan(self.survey, self.worker, counters, shunned):
+        me = replace(self.worker, mappings=self.worker.mappings & self._ripe)
+        for action in plan(self.survey, me, counters, shunned):
             self._act(action, tasks)
 
     def _act(self, action: Action, tasks: TaskGroup) -> None:
@@ -200,22 +276,22 @@ class LeaseKeeper:
             case Claim(lease):
                 tasks.start_soon(self._claim, lease, self._sightings.at)
             case Want(lease):
-                tasks.start_soon(self._try, self._store.want, lease, self.worker.id)
+                tasks.start_soon(self._try, self.store.want, lease, self.worker.id)
             case HandOff(_, to) if holding:
                 tasks.start_soon(self._hand_over, holding, to)
             case Release() if holding:
                 tasks.start_soon(self._hand_over, holding, "")
-            case Lost() if holding:
-                self._evict(holding)
+            case Lost(lease) if holding:
+                self._lose(holding, f"{lease.owner or 'nobody'} has it by now", lease.owner)
 
     def _bury(self, listing: Listing, tasks: TaskGroup) -> None:
         """Remove the rows of those who have been dead for long; one of the living does it."""
-        present = self._sightings.present(self._failover_time)
+        present = self._sightings.present(self.failover_time)
         if self.worker.id == min(present, default=""):
-            dead = set(self._sightings.gone(BURIED * self._failover_time))
+            dead = set(self._sightings.gone(BURIED * self.failover_time))
             for worker in listing.workers:
                 if worker.id in dead:
-                    tasks.start_soon(self._try, self._store.leave, worker)
+                    tasks.start_soon(self._try, self.store.leave, worker)
 
     # --- taking ---------------------------------------------------------------------------------------------------------
 
@@ -224,7 +300,7 @@ class LeaseKeeper:
             return  # a look in the meantime may show what the first claim has done already
         self._claiming.add(lease.key)
         async with self._places:
-            if not self._quieted.is_set():
+            if lease.mapping in self._openers and not self._quieted.is_set():
                 await self._take(lease, looked)
         self._claiming.discard(lease.key)
 
@@ -234,14 +310,20 @@ class LeaseKeeper:
         asked = looked if before is None or before[0] != lease.counter else before[1]
         self._asked[lease.key] = (lease.counter, asked)
         try:
-            row = await self._store.claim(lease, self.worker.id)
+            row = await self.store.claim(lease, self.worker.id)
         except StoreError as error:
             self.trouble = str(error)
             return
         del self._asked[lease.key]
-        if row is None or anyio.current_time() - asked >= HELD * self._failover_time:
+        if row is None or not holds(anyio.current_time() - asked, self.failover_time):
             return  # by now it may be another's
-        holding = self._held[lease.key] = _Holding(row, asked, self._open_tenant(row))
+        opener = self._openers.get(lease.mapping)
+        if opener is None:
+            # It was withdrawn meanwhile. Should this fail, the lease expires.
+            await self._try(self.store.release, row, row.checkpoint)
+            return
+        holding = self._held[lease.key] = _Holding(row, asked, opener(row), row.checkpoint)
+        self._tell(lease, LeaseEvent.CLAIMED, lease.owner if lease.owner != self.worker.id else "")
         if self._quieted.is_set():
             await self._hand_over(holding, "")
 
@@ -251,10 +333,15 @@ class LeaseKeeper:
         while True:
             now = anyio.current_time()
             held = [
-                Held(one.lease, one.renewed, not one.renewing and one.tenant.progresses())
+                Held(
+                    one.lease,
+                    one.renewed,
+                    not one.renewing and one.tenant.progresses(),
+                    one.tenant.checkpoint() != one.written,
+                )
                 for one in self._held.values()
             ]
-            for action in upkeep(held, now, self._failover_time):
+            for action in upkeep(held, now, self.failover_time, self._checkpoint_interval):
                 holding = self._held[action.lease.key]
                 if isinstance(action, Renew):
                     holding.renewing = True
@@ -264,21 +351,25 @@ class LeaseKeeper:
             await anyio.sleep(TICK)
 
     def _give_up(self, holding: _Holding) -> None:
+        reason = f"it could not be renewed within {self.failover_time:g} s"
         if not holding.tenant.progresses():
-            self._shunned[holding.lease.key] = anyio.current_time() + SHUNNED * self._failover_time
-        self._evict(holding)
+            self._shunned[holding.lease.key] = anyio.current_time() + SHUNNED * self.failover_time
+            reason = "its reader does not get on"
+        self._lose(holding, reason)
 
     async def _renew(self, holding: _Holding) -> None:
         async with holding.writing:
             asked = holding.asked = holding.asked or anyio.current_time()
             lease, tenant = holding.lease, holding.tenant
             if self._held.get(lease.key) is holding:
+                checkpoint = tenant.checkpoint()
                 try:
-                    row = await self._store.renew(lease, tenant.checkpoint(), tenant.load())
+                    row = await self.store.renew(lease, checkpoint, tenant.load())
                 except StoreError as error:
                     self.trouble = str(error)
+                    self._tell(lease, LeaseEvent.RENEWAL_FAILED, reason=self.trouble)
                 else:
-                    self._renewed(holding, row, asked)
+                    self._renewed(holding, row, asked, checkpoint)
             holding.renewing = False
         heir = holding.lease.wanted_by
         if (
@@ -288,14 +379,14 @@ class LeaseKeeper:
         ):
             await self._hand_over(holding, heir)
 
-    def _renewed(self, holding: _Holding, row: Lease | None, asked: float) -> None:
+    def _renewed(self, holding: _Holding, row: Lease | None, asked: float, checkpoint: Checkpoint) -> None:
         self.trouble = None
         if self._held.get(holding.lease.key) is not holding:
             return
         if row is None:
-            self._evict(holding)
+            self._lose(holding, "another worker has it by now")
         else:
-            holding.lease, holding.renewed, holding.asked = row, asked, None
+            holding.lease, holding.renewed, holding.asked, holding.written = row, asked, None, checkpoint
 
     # --- giving ---------------------------------------------------------------------------------------------------------
 
@@ -306,27 +397,58 @@ class LeaseKeeper:
         with anyio.CancelScope() as holding.draining:
             await holding.tenant.drain()
             while True:
-                if await self._release(holding, to):
+                if await self._release(holding, to) is not False:
                     return
                 await anyio.sleep(TICK)
 
-    async def _release(self, holding: _Holding, to: str) -> bool:
+    async def complete(self, key: LeaseKey) -> bool:
+        """Release a lease whose tenant has a finished checkpoint; tried again until it is. False when it was lost."""
+        while holding := self._held.get(key):
+            released = await self._release(holding, "")
+            if released is not False:
+                return released is True
+            await anyio.sleep(TICK)
+        return False
+
+    async def _release(self, holding: _Holding, to: str) -> bool | None:
+        """True when it is done, False when it has to be tried again, None when the lease is gone."""
         async with holding.writing:
+            lease, checkpoint = holding.lease, holding.tenant.checkpoint()
+            if self._held.get(lease.key) is not holding:
+                return None
             try:
-                await self._store.release(holding.lease, holding.tenant.checkpoint(), to)
+                released = await self.store.release(lease, checkpoint, to)
             except StoreError as error:
                 self.trouble = str(error)
                 return False
-        # False means that it is another's already: the same to us.
+        if self._held.get(lease.key) is not holding:
+            return None
         holding.draining = None
+        if not released:
+            self._lose(holding, "another worker has it by now")
+            return None
+        event = LeaseEvent.HANDED_OVER if to else LeaseEvent.RELEASED
+        self._tell(lease, LeaseEvent.FINISHED if checkpoint.finished else event, to)
         self._evict(holding)
         return True
+
+    def _lose(self, holding: _Holding, reason: str, other: str = "") -> None:
+        self._tell(holding.lease, LeaseEvent.LOST, other, reason)
+        self._evict(holding)
 
     def _evict(self, holding: _Holding) -> None:
         if holding.draining:
             holding.draining.cancel()
         del self._held[holding.lease.key]
         holding.tenant.evict()
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _tell(self, lease: Lease, event: LeaseEvent, other: str = "", reason: str = "") -> None:
+        fact = LeaseChanged(lease.mapping, lease.shard, event, other, reason)
+        if event is not LeaseEvent.RENEWAL_FAILED:
+            self.history.append((self._world.wall(), fact))
+        self._observer.lease_changed(fact)
 
     async def _try(self, call: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T | None:
         """Ask the table; None when it cannot be used now: whoever asks, asks again."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One set for each reader; the door and the health are those of the mapping."""
+    """One set for each reader; the health is that of the mapping, and so is the door, or behind that."""
 
     reader: Reader
     door: Door
@@ -39,10 +39,11 @@ def build(
     health: Health | None = None,
     breaker: Breaker | None = None,
 ) -> Parts:
-    """The parts around `reader`; a door, a health and a breaker, which has its door, may be shared by several."""
-    door = breaker.door if breaker else door or Door()
+    """The parts around `reader`; a door, a health and a breaker may be shared by several. The door is the breaker's by default,
+    or one behind it."""
+    door = door or (breaker.door if breaker else Door())
     dispatch = (
-        GuardedDispatch(invoker, breaker, maximum_concurrency)
+        GuardedDispatch(invoker, breaker, door, maximum_concurrency)
         if breaker
         else Dispatch(invoker, door, maximum_concurrency)
     )

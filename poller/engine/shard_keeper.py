@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -42,7 +43,7 @@ from poller.engine.unparking import Unparking
 from poller.errors import PollerError, ShardGone, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from anyio.abc import TaskGroup
 
@@ -83,10 +84,17 @@ class StreamPlan:
     """None where no key is ever parked."""
 
 
-class _Reading:
+class Reading:
     """One shard that is being read."""
 
-    def __init__(self, keeper: ShardKeeper, shard: Shard, reader: Reader) -> None:
+    def __init__(
+        self,
+        keeper: ShardKeeper,
+        shard: Shard,
+        reader: Reader,
+        door: Door,
+        fence: Callable[[], bool] | None = None,
+    ) -> None:
         checkpoint = keeper.checkpoints[shard.id]
         plan, batches = keeper.plan, keeper.plan.batches(shard.id)
         self.lanes = Lanes(reader, plan.lanes, self._moved)
@@ -97,9 +105,8 @@ class _Reading:
         self._envelope = batches.envelope
         for lane in self.lanes.lanes:
             # One batch of a lane at a time, or its keys would lose their order.
-            around = parts.build(
-                plan.plan.name, lane, keeper.invoker, 1, keeper.door, keeper.health, keeper.breaker
-            )
+            around = parts.build(plan.plan.name, lane, keeper.invoker, 1, door, keeper.health, keeper.breaker)
+            around.dispatch.fence = fence
             window = windows.load(checkpoint.window) if batches.window_length else None
             work = StreamWork(batches, around, window, self._window_closed, keeper.parking)
             self.works.append(work)
@@ -133,6 +140,16 @@ class _Reading:
             load,
             buffered_records=load.buffered_records + waiting.waiting_records,
             buffered_bytes=load.buffered_bytes + waiting.waiting_bytes,
+        )
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is at work, or waits for something else than records."""
+        pipelines = self.pipelines
+        return (
+            any(work.doing for work in self.works)
+            or any(pipeline.dispatch.in_flight_invocations for pipeline in pipelines)
+            or any(pipeline.at_capacity for pipeline in pipelines)
         )
 
     @property
@@ -191,7 +208,7 @@ class ShardKeeper:
                 self.parking, plan.batches, plan.plan.limits, invoker, self.door, self.health, self.breaker
             )
         self._tree = ShardTree({}, plan.position, plan.timestamp)
-        self._reading: dict[str, _Reading] = {}
+        self._reading: dict[str, Reading] = {}
         # Shards that were begun and have no reader at the moment, and why.
         self._opening: dict[str, str] = {}
         self._opening_places = anyio.Semaphore(OPENING)
@@ -214,7 +231,7 @@ class ShardKeeper:
 
         Raises StoreError and AwsError.
         """
-        self.checkpoints = dict(await self._store.load(self._name))
+        self.checkpoints = await self._load()
         self._tree = ShardTree(self.checkpoints, self.plan.position, self.plan.timestamp)
         if self.parking:
             await self.parking.open()
@@ -223,18 +240,29 @@ class ShardKeeper:
             yield self
         finally:
             with anyio.move_on_after(self.plan.flush_timeout, shield=True):
-                await self._checkpointer.flush()
+                await self._leave()
+
+    async def _load(self) -> dict[str, Checkpoint]:
+        """What is known of the mapping's shards."""
+        return dict(await self._store.load(self._name))
+
+    async def _leave(self) -> None:
+        """Write what is not written yet; nothing runs any more."""
+        await self._checkpointer.flush()
 
     async def run(self) -> None:
         """Work until quiet and drained."""
         async with anyio.create_task_group() as background:
             background.start_soon(self._checkpointer.run)
-            async with anyio.create_task_group() as self._tasks:
-                background.start_soon(self._discover)
-                if self.unparking:
-                    self._tasks.start_soon(self.unparking.run)
-                self._begin_ready()
-                await self._quieted.wait()
+            try:
+                async with anyio.create_task_group() as self._tasks:
+                    background.start_soon(self._discover)
+                    if self.unparking:
+                        self._tasks.start_soon(self.unparking.run)
+                    self._begin_ready()
+                    await self._quieted.wait()
+            finally:
+                self._tasks = None
             background.cancel_scope.cancel()
 
     def close(self) -> None:
@@ -304,21 +332,25 @@ class ShardKeeper:
 
     async def _save(self, shard: str, checkpoint: Checkpoint) -> None:
         """Save until it is: nothing of a shard is read before."""
+        if await self._insist(partial(self._store.save, self._name, shard, checkpoint)):
+            self.checkpoints[shard] = checkpoint
+
+    async def _insist(self, write: Callable[[], Awaitable[object]]) -> bool:
+        """Write until it is done; False when all is quiet before."""
         tries = 0
         while True:
             try:
-                await self._store.save(self._name, shard, checkpoint)
+                await write()
             except StoreError as error:
                 pause = backoff(tries, self._world.chance())
                 tries += 1
                 self.health.failed("store", f"checkpoints cannot be saved: {error}", pause)
                 await self._unless_quieted(pause)
                 if self._quieted.is_set():
-                    return
+                    return False
             else:
                 self.health.recovered("store")
-                self.checkpoints[shard] = checkpoint
-                return
+                return True
 
     async def _forget(self, listed: set[str]) -> None:
         gone = self._tree.forgettable(listed)
@@ -345,7 +377,7 @@ class ShardKeeper:
     async def _keep_reading(self, shard: Shard, start: StartAt) -> None:
         """Read a shard to its end, however often it takes."""
         tries = 0
-        while not self._quieted.is_set():
+        while not self._is_quiet(shard.id):
             began = anyio.current_time()
             try:
                 if await self._read(shard, start):
@@ -372,9 +404,9 @@ class ShardKeeper:
                 reader = await stack.enter_async_context(self._source.open(shard, start))
             self.health.recovered(shard.id)
             del self._opening[shard.id]
-            reading = self._reading[shard.id] = _Reading(self, shard, reader)
+            reading = self._reading[shard.id] = self._begin_reading(shard, reader)
             try:
-                if self._quieted.is_set():
+                if self._is_quiet(shard.id):
                     reading.quiet()
                 await reading.run()
             finally:
@@ -383,6 +415,13 @@ class ShardKeeper:
             await self._finish(shard, reader.children)
             return True
         return False
+
+    def _begin_reading(self, shard: Shard, reader: Reader) -> Reading:
+        return Reading(self, shard, reader, self.door)
+
+    def _is_quiet(self, shard: str) -> bool:
+        """Whether a shard is to be read no more."""
+        return self._quieted.is_set()
 
     async def _finish(self, shard: Shard, children: Iterable[Shard]) -> None:
         """A shard is done with: go on to its children."""
@@ -401,8 +440,11 @@ class ShardKeeper:
     def note(self, shard: str, checkpoint: Checkpoint, window: str) -> None:
         """A shard is done up to `checkpoint`."""
         since = self.checkpoints[shard].since
-        checkpoint = self.checkpoints[shard] = replace(checkpoint, since=since, window=window)
-        self._checkpointer.note(shard, checkpoint)
+        self.checkpoints[shard] = replace(checkpoint, since=since, window=window)
+        self._noted(shard)
+
+    def _noted(self, shard: str) -> None:
+        self._checkpointer.note(shard, self.checkpoints[shard])
 
     # --- what it is doing -----------------------------------------------------------------------------------------------
 
@@ -438,11 +480,15 @@ class ShardKeeper:
             doing=self._doing(shard, reading),
             sequence_number=self.checkpoints[shard].sequence_number,
             iterator_age=reading.iterator_age(wall) if reading else None,
-            checkpoint_age=self._checkpointer.age(shard),
+            checkpoint_age=self._unsaved(shard),
             open_records=reading.lanes.open_records if reading else 0,
         )
 
-    def _doing(self, shard: str, reading: _Reading | None) -> str:
+    def _unsaved(self, shard: str) -> float:
+        """Seconds for which progress has been waiting to be saved."""
+        return self._checkpointer.age(shard)
+
+    def _doing(self, shard: str, reading: Reading | None) -> str:
         if reading:
             return reading.doing if self.door.is_open else "paused"
         if shard in self._opening:

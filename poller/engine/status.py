@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Dropped,
         FilteredOut,
         Invoked,
+        LeaseChanged,
         MappingState,
         Parked,
         Received,
@@ -262,6 +263,9 @@ class Board:
         pass
 
     def circuit_changed(self, fact: CircuitChanged) -> None:
+        pass
+
+    def lease_changed(self, fact: LeaseChanged) -> None:
         pass
 
     def trouble(self, fact: Trouble) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from poller.model import CircuitState, Failed, MappingState, NotInvoked, PartlyFailed
+from poller.model import CircuitState, Failed, LeaseEvent, MappingState, NotInvoked, PartlyFailed
 from poller.telemetry.log_format import HumanFormatter, JsonFormatter, clip
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Dropped,
         FilteredOut,
         Invoked,
+        LeaseChanged,
         Parked,
         Received,
         Settled,
@@ -344,6 +345,23 @@ class LogObserver:
             extra={"mapping": fact.mapping, "circuit": fact.state.value},
         )
 
+    def lease_changed(self, fact: LeaseChanged) -> None:
+        details = {"mapping": fact.mapping, "shard": fact.shard}
+        if fact.event is LeaseEvent.RENEWAL_FAILED:
+            # A table that is down fails for a thousand leases at a time, which is one thing to tell.
+            text = f"leases cannot be renewed: {_redacted(fact.reason)}"
+            self._once((fact.mapping, text), f"trouble: {text}", {"mapping": fact.mapping})
+            return
+        lost = fact.event is LeaseEvent.LOST
+        _log.log(
+            logging.WARNING if lost else logging.INFO,
+            "%s: lease of %s %s",
+            fact.mapping,
+            fact.shard,
+            _lease(fact),
+            extra=details,
+        )
+
     def trouble(self, fact: Trouble) -> None:
         error = _redacted(fact.error)
         again = f"; next try in {fact.retry_in:.1f} s" if fact.retry_in else ""
@@ -435,6 +453,18 @@ def _circuit(fact: CircuitChanged) -> str:
             return "the probe succeeded: circuit ramping up"
         case _:
             return "circuit closed"
+
+
+def _lease(fact: LeaseChanged) -> str:
+    match fact.event:
+        case LeaseEvent.CLAIMED:
+            return f"claimed, {fact.other} had it before" if fact.other else "claimed"
+        case LeaseEvent.HANDED_OVER:
+            return f"handed over to {fact.other}"
+        case LeaseEvent.LOST:
+            return f"lost: {fact.reason}"
+        case _:
+            return fact.event.value
 
 
 def _redacted(error: str) -> str:

@@ -15,7 +15,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from poller import __version__
-from poller.model import CircuitState, Failed, MappingState, NotInvoked
+from poller.model import CircuitState, Failed, LeaseEvent, MappingState, NotInvoked
 from poller.telemetry._series import Counter, Histogram
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Dropped,
         FilteredOut,
         Invoked,
+        LeaseChanged,
         Parked,
         Received,
         Settled,
@@ -68,6 +69,10 @@ _OF_MAPPING = {
     "trims": "Times that a stream removed records before they were read.",
     "empty_receives": "Receives that brought nothing.",
     "stale_receipts": "Records processed but not deleted, because their receipt had expired.",
+    "lease_claims": "Times that this worker took the lease of a shard.",
+    "lease_handoffs": "Times that it gave one back, or to another worker, with its checkpoint.",
+    "lease_losses": "Times that it lost one: not renewed in time, or taken by another worker.",
+    "lease_renewal_failures": "Times that a renewal could not be written; it is tried again.",
     "circuit_breaker_trips": "Times that the circuit breaker opened, failed probes not counted.",
     "troubles": "Times that the source could not be read, or could not settle records.",
 }
@@ -169,6 +174,10 @@ class _MappingCounters(NamedTuple):
     trims: Count
     empty_receives: Count
     stale_receipts: Count
+    lease_claims: Count
+    lease_handoffs: Count
+    lease_losses: Count
+    lease_renewal_failures: Count
     circuit_breaker_trips: Count
     troubles: Count
 
@@ -300,6 +309,18 @@ class Metrics:
     def circuit_changed(self, fact: CircuitChanged) -> None:
         if fact.tripped:
             self._mapping(fact.mapping).circuit_breaker_trips.inc()
+
+    def lease_changed(self, fact: LeaseChanged) -> None:
+        counters = self._mapping(fact.mapping)
+        match fact.event:
+            case LeaseEvent.CLAIMED:
+                counters.lease_claims.inc()
+            case LeaseEvent.HANDED_OVER | LeaseEvent.RELEASED:
+                counters.lease_handoffs.inc()
+            case LeaseEvent.LOST:
+                counters.lease_losses.inc()
+            case LeaseEvent.RENEWAL_FAILED:
+                counters.lease_renewal_failures.inc()
 
     def trouble(self, fact: Trouble) -> None:
         self._mapping(fact.mapping).troubles.inc()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Dropped,
         FilteredOut,
         Invoked,
+        LeaseChanged,
         Parked,
         Received,
         Settled,
@@ -54,6 +55,7 @@ class Fanout:
         self._unparked = tuple(observer.unparked for observer in observers)
         self._state_changed = tuple(observer.state_changed for observer in observers)
         self._circuit_changed = tuple(observer.circuit_changed for observer in observers)
+        self._lease_changed = tuple(observer.lease_changed for observer in observers)
         self._trouble = tuple(observer.trouble for observer in observers)
         self._api_request = tuple(observer.api_request for observer in observers)
         self._broken: set[Callable[..., None]] = set()
@@ -99,6 +101,9 @@ class Fanout:
 
     def circuit_changed(self, fact: CircuitChanged) -> None:
         self._tell(self._circuit_changed, fact)
+
+    def lease_changed(self, fact: LeaseChanged) -> None:
+        self._tell(self._lease_changed, fact)
 
     def trouble(self, fact: Trouble) -> None:
         self._tell(self._trouble, fact)

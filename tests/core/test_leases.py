@@ -226,6 +226,14 @@ def test_a_longer_failover_time_means_fewer_renewals():
     assert upkeep(held, 15.0, 30.0) == (Renew(held[0].lease),)
 
 
+def test_a_checkpoint_that_moves_is_written_more_often_but_not_by_a_stuck_reader():
+    mine = lease(owner="me")
+    assert upkeep([Held(mine, 0.0, True, moved=True)], 0.9) == ()
+    assert upkeep([Held(mine, 0.0, True, moved=True)], 1.0) == (Renew(mine),)
+    assert upkeep([Held(mine, 0.0, False, moved=True)], 1.0) == ()
+    assert upkeep([Held(mine, 0.0, True, moved=True)], 5.0, checkpoint_interval=60.0) == (Renew(mine),)
+
+
 def test_a_small_table_is_looked_at_every_second_and_a_large_one_every_five():
     assert look_interval(0) == 1.0
     assert look_interval(64) == pytest.approx(1.032)

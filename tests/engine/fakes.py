@@ -479,7 +479,9 @@ class Recorder:
     received = filtered_out = invoked = settled = stale_receipts = state_changed = trouble = api_request = (
         _note
     )
-    trimmed = dropped = delivered = spooled = delivery_failed = circuit_changed = parked = unparked = _note
+    lease_changed = trimmed = dropped = delivered = spooled = delivery_failed = circuit_changed = parked = (
+        unparked
+    ) = _note
 
 
 # --- put together -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from poller.engine.breaker import guarded
 from poller.engine.delivery import Overflow, Route
 from poller.engine.invoker import Call as FunctionCall
 from poller.engine.invoker import FunctionPlan, Invoker, World
+from poller.engine.leased_shards import LeasedShardKeeper
 from poller.engine.parking import ParkingPlan
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from poller.core.breaker import CircuitPolicy
     from poller.core.shards import StartingPosition
     from poller.core.windows import Window
+    from poller.engine.lease_keeper import LeaseKeeper
     from poller.model import StartAt
     from poller.ports import CheckpointStore, Destination, Spool
 
@@ -295,6 +297,8 @@ class Clicks:
     spool: Spool | None = None
     probe_interval: float = 0.0
     parks: bool = True
+    #: Those of the worker, in a fleet.
+    leases: LeaseKeeper | None = None
     keepers: list[ShardKeeper] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -356,10 +360,16 @@ class Clicks:
         """The mapping opened, and a keeper, guarded with a `circuit`, that nobody runs yet."""
         function = FunctionPlan("count", FUNCTION_ARN, self.timeout)
         invoker = Invoker(function, self.function, self.slots, self.observer, self.world)
-        self.keepers.append(ShardKeeper(self.plan, self.stream, self.store, invoker, self.spool))
+        self.keepers.append(self._keeper(invoker))
         spooling = self.spooler.working() if self.spool_after or self.others else nullcontext()
         async with spooling, self.keeper.opened():
-            yield guarded(self.keeper, self.keeper.breaker, self.keeper.lanes)
+            trip = self.keeper.hold if isinstance(self.keeper, LeasedShardKeeper) else None
+            yield guarded(self.keeper, self.keeper.breaker, self.keeper.lanes, trip)
+
+    def _keeper(self, invoker: Invoker) -> ShardKeeper:
+        if self.leases:
+            return LeasedShardKeeper(self.plan, self.stream, self.store, invoker, self.leases)
+        return ShardKeeper(self.plan, self.stream, self.store, invoker, self.spool)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Any]:

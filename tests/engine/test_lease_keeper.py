@@ -13,7 +13,7 @@ from poller.engine.lease_keeper import BURIED, CLAIMING, SHUNNED, LeaseKeeper
 from poller.errors import StoreError
 from poller.model import Checkpoint, Lease, Listing, Worker
 from poller.stores.memory import MemoryStore
-from tests.engine.fakes import settle_down, virtual
+from tests.engine.fakes import Recorder, settle_down, virtual, world
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,11 +80,12 @@ class Table(MemoryStore):
 
 @dataclass(eq=False)
 class Reading:
-    """A tenant that does a record a second."""
+    """A tenant that does a record a second, unless it is idle."""
 
     lease: Lease
     began: float = field(default_factory=anyio.current_time)
     stuck: bool = False
+    idle: bool = False
     batch: float = 0.0
     """Seconds that what is in flight takes."""
     drained: float | None = None
@@ -92,6 +93,8 @@ class Reading:
 
     def checkpoint(self) -> Checkpoint:
         end = anyio.current_time() if self.drained is None else self.drained
+        if self.idle:
+            return self.lease.checkpoint
         start = int(self.lease.checkpoint.sequence_number or 0)
         return Checkpoint(str(start + int(end - self.began)))
 
@@ -115,11 +118,14 @@ class Member:
 
     def __init__(self, name: str, table: Table) -> None:
         self.readings: list[Reading] = []
-        self.keeper = LeaseKeeper(Worker(name, CLICKS), table, self._open)
+        self.observer = Recorder()
+        self.keeper = LeaseKeeper(Worker(name, frozenset()), table, self.observer, world())
+        self.keeper.enlist("clicks", self._open)
         self.batch = 0.0
+        self.idle = False
 
     def _open(self, lease: Lease) -> Reading:
-        reading = Reading(lease, batch=self.batch)
+        reading = Reading(lease, batch=self.batch, idle=self.idle)
         self.readings.append(reading)
         return reading
 
@@ -161,14 +167,98 @@ async def test_workers_that_come_together_share_at_once():
 
 
 @virtual
-async def test_an_idle_lease_is_written_once_in_five_seconds_with_its_checkpoint():
+async def test_an_idle_lease_is_written_once_in_five_seconds():
     table = Table(1)
-    async with Member("w1", table).running():
+    one = Member("w1", table)
+    one.idle = True
+    async with one.running():
         await anyio.sleep(101.5)
         assert 18 <= table.calls.count("renew") <= 20
         (lease,) = (await table.list()).leases
-        assert 93 <= int(lease.checkpoint.sequence_number) <= 100
         assert lease.load == 1.0
+
+
+@virtual
+async def test_a_busy_lease_is_written_once_a_second_with_its_checkpoint():
+    table = Table(1)
+    async with Member("w1", table).running() as one:
+        await anyio.sleep(101.2)
+        assert 90 <= table.calls.count("renew") <= 100
+        (lease,) = (await table.list()).leases
+        assert int(lease.checkpoint.sequence_number) >= 98
+        assert one.keeper.unwritten(lease.key) <= 1.5
+        assert one.keeper.unwritten(("clicks", "s9")) == 0.0
+
+
+@virtual
+async def test_a_mapping_that_is_withdrawn_is_handed_back_at_once_and_may_be_enlisted_again():
+    table = Table(2)
+    async with Member("w1", table).running() as one:
+        await anyio.sleep(5.0)
+        one.keeper.withdraw("clicks")
+        with anyio.fail_after(0.1):
+            await one.keeper.vacated("clicks")
+        assert table.owners() == {"s0": "", "s1": ""}
+        (worker,) = (await table.list()).workers
+        assert worker.mappings == frozenset(), "the others learn of it at once"
+        one.keeper.enlist("clicks", one._open)
+        await anyio.sleep(2.2)
+        assert one.shards == {"s0", "s1"}
+
+
+@virtual
+async def test_what_is_claimed_for_a_mapping_that_is_withdrawn_meanwhile_is_given_back():
+    table = Table(1)
+    async with Member("w1", table).running() as one:
+        await anyio.sleep(0.9)
+        slow(table, "claim", 1.0)
+        await anyio.sleep(0.3)
+        assert table.owners() == {"s0": "w1"}
+        one.keeper.withdraw("clicks")
+        await anyio.sleep(1.0)
+        assert table.owners() == {"s0": ""}
+        assert not one.readings
+
+
+@virtual
+async def test_a_lease_whose_shard_is_done_is_finished_for_all():
+    table = Table(2)
+    async with Member("w1", table).running() as one:
+        await anyio.sleep(2.0)
+        (reading,) = (reading for reading in one.readings if reading.lease.shard == "s0")
+        reading.checkpoint = lambda: Checkpoint("9", finished=True)  # type: ignore[method-assign]
+        table.down.add("release")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.keeper.complete, ("clicks", "s0"))
+            await anyio.sleep(1.2)
+            table.down.clear()
+        assert table._leases["clicks", "s0"].checkpoint.finished
+        assert one.observer.facts[-1].event == "finished"
+        await anyio.sleep(60.0)
+        assert one.shards == {"s1"}
+        table.steal("s1", "w9")
+        assert not await one.keeper.complete(("clicks", "s1"))
+        assert not await one.keeper.complete(("clicks", "s1")), "there is nothing left of it"
+
+
+@virtual
+async def test_what_happens_to_leases_is_told_and_remembered():
+    table = Table(2)
+    async with Member("w1", table).running() as one, Member("w2", table).running():
+        await anyio.sleep(30.0)
+        table.down.add("renew")
+        await anyio.sleep(6.0)
+        table.down.clear()
+        await anyio.sleep(1.0)
+        table.steal("s0" if "s0" in one.shards else "s1", "w9")
+        await anyio.sleep(3.0)
+        events = [fact.event for fact in one.observer.facts]
+        assert events[0] == "claimed"
+        assert "renewal failed" in events
+        assert events[-1] == "lost"
+        assert [fact.event for _, fact in one.keeper.history] == [
+            event for event in events if event != "renewal failed"
+        ]
 
 
 @virtual
