@@ -20,14 +20,15 @@ import anyio
 from anyio import to_thread
 
 from poller import __version__
-from poller.app import deploy, functions, seeking, spooling
+from poller.app import deploy, functions, scaling, seeking, spooling
 from poller.app.inquiry import Inquiry, Present
 from poller.app.mappings import Surroundings, specs
 from poller.app.replaying import Replays
 from poller.app.signals import Signals
-from poller.app.streams import State, Streams
+from poller.app.state import State, worker_id
+from poller.app.streams import Streams
 from poller.aws.session import AwsSession
-from poller.config import not_yet, volatile_spools
+from poller.config import volatile_spools
 from poller.engine.invoker import World
 from poller.engine.slots import Places
 from poller.engine.status import Board, DaemonStatus, FunctionStatus
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from poller.config import Config, Mapping
 
 _log = logging.getLogger("poller")
+#: Seconds that a worker has for saying that it goes, when all of its leases are given back.
+LEAVE_WITHIN = 2.0
 
 
 class Daemon:
@@ -57,7 +60,7 @@ class Daemon:
     def __init__(self, load: Callable[[], Config]) -> None:
         """Load everything that can be wrong; raises ConfigError."""
         self._load = load
-        self._config = _accepted(load())
+        self._config = load()
         self._places = Places(self._config.daemon.concurrency)
         self._unpacked = Store()
         codes = deploy.survey(self._config, {}, self._unpacked)
@@ -67,10 +70,10 @@ class Daemon:
         self._metrics = Metrics(self.status)
         self._observer = Fanout(self._board, self._metrics, LogObserver())
         self._session = AwsSession(self._config.aws, self._observer)
-        self._state = State(self._config.daemon.state)
         self._streams = Streams()
         # asyncio's timers and uvloop's go by this clock; anyio's way to it costs twenty times as much.
         self._world = World(time.time, random.random, lambda: str(uuid4()), clock=time.monotonic)
+        self._state = State(self._config, self._observer, self._world)
         self._started = time.time()
         self._ready = False
         self._stopping = False
@@ -96,9 +99,13 @@ class Daemon:
             try:
                 await functions.start(self._functions.values(), tasks, lambda: self._session)
                 await self._open_state()
-                async with anyio.create_task_group() as work:
-                    work.start_soon(self._replays.run)
-                    await self._supervisor.run(self._specs(self._config, self._functions, self._session))
+                async with anyio.create_task_group() as keeping:
+                    keeping.start_soon(self._state.run)
+                    async with anyio.create_task_group() as work:
+                        work.start_soon(self._replays.run)
+                        await self._supervisor.run(self._specs(self._config, self._functions, self._session))
+                    self._state.quiet()
+                    keeping.cancel_scope.deadline = anyio.current_time() + LEAVE_WITHIN
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._close(self._functions, self._session)
@@ -137,7 +144,8 @@ class Daemon:
             metrics=self._metrics.render,
             healthy=lambda: (True, "ok"),
             ready=self._is_ready,
-            status=lambda: asdict(self.status()),
+            status=self._told,
+            scale=self._scale,
             mappings=lambda: self._supervisor.names,
             pause=self._pause,
             resume=self._resume,
@@ -204,7 +212,7 @@ class Daemon:
                 return
             self._systemd.reloading()
             try:
-                config = _accepted(self._load())
+                config = self._load()
                 codes = await to_thread.run_sync(deploy.survey, config, self._functions, self._unpacked)
                 loaded = functions.load(config, self._places, self._functions, codes, self._current_session)
             except ConfigError as error:
@@ -220,7 +228,7 @@ class Daemon:
 
     async def _go_over(self, config: Config, loaded: dict[str, Loaded], tasks: TaskGroup) -> None:
         old, old_functions, old_session = self._config, self._functions, self._session
-        for key in ("listen", "state"):
+        for key in ("listen", "state", "fleet", "failover_time", "checkpoint_interval"):
             if getattr(config.daemon, key) != getattr(old.daemon, key):
                 _log.warning("[daemon] %s takes effect at the next start", key)
         if config.aws != old.aws:
@@ -315,7 +323,9 @@ class Daemon:
         else:
             async with self._supervisor.put_down(name):
                 store = await self._state.store()
-                moves = await seeking.carry_out(store, self._mapping(name), wish, time.time())
+                shared = self._state.leases
+                taking = seeking.Taking(worker_id(), shared.failover_time) if shared else None
+                moves = await seeking.carry_out(store, self._mapping(name), wish, time.time(), taking)
             _log.info("%s: moved to %s by command, %d shards", name, to, len(moves))
         return seeking.told(moves)
 
@@ -330,6 +340,14 @@ class Daemon:
 
     def _current_session(self) -> AwsSession:
         return self._session
+
+    def _told(self) -> object:
+        fleet = self._state.leases
+        return {**asdict(self.status()), "fleet": asdict(fleet.status()) if fleet else None}
+
+    def _scale(self) -> object:
+        fleet = self._state.leases
+        return asdict(scaling.scale(self.status(), fleet.status() if fleet else None))
 
     def _is_ready(self) -> tuple[bool, str]:
         if self._stopping:
@@ -365,9 +383,3 @@ class Daemon:
 
 def _continues(one: Loaded, other: Loaded | None) -> bool:
     return other is not None and one.runtime is other.runtime
-
-
-def _accepted(config: Config) -> Config:
-    if lines := not_yet(config):
-        raise ConfigError(lines)
-    return config

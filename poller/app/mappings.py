@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from poller.app.functions import Loaded
-    from poller.app.streams import State, Streams
+    from poller.app.state import State
+    from poller.app.streams import Streams
     from poller.aws.session import AwsSession
     from poller.config import Config, Mapping
     from poller.engine.child import Runner

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from poller.core import seek
+from poller.core.leases import FAILOVER_TIME
+from poller.errors import PollerError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+
+    from poller.app.state import SharedStore
     from poller.config import Mapping
+    from poller.model import Lease
     from poller.ports import CheckpointStore
+
+#: Seconds between two looks at leases that somebody has.
+LOOK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +43,76 @@ async def planned(store: CheckpointStore, mapping: Mapping, wish: Wish, now: flo
     return seek.moves(await store.load(mapping.name), seek.parse(wish.to, now), wish.shard, now)
 
 
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """How leases are taken for a seek, where the state is shared."""
+
+    worker: str
+    """A name that nobody else has."""
+    failover_time: float = FAILOVER_TIME
+
+
 async def carry_out(
-    store: CheckpointStore, mapping: Mapping, wish: Wish, now: float
+    store: SharedStore, mapping: Mapping, wish: Wish, now: float, taking: Taking | None = None
 ) -> tuple[seek.Move, ...]:
     """Move the checkpoints, while nothing reads their shards, and say what has become of each.
 
-    Cut short, some are moved and others are not; the same again moves all of them.
+    Cut short, some are moved and others are not; the same again moves all of them. In a shared state the leases of the shards
+    are taken meanwhile; raises PollerError when another daemon has one.
     """
     moves = await planned(store, mapping, wish, now)
-    for move in moves:
-        if move.effect != "nothing":
+    moving = {move.shard: move for move in moves if move.effect != "nothing"}
+    if taking is None:
+        for move in moving.values():
             await store.seek(mapping.name, move.shard, move.after)
+        return moves
+    async with _taken(store, mapping.name, moving, taking) as leases:
+        for shard, move in moving.items():
+            await store.seek(mapping.name, shard, move.after)
+            leases[shard] = replace(leases[shard], checkpoint=move.after)
     return moves
+
+
+@asynccontextmanager
+async def _taken(
+    store: SharedStore, mapping: str, shards: Collection[str], taking: Taking
+) -> AsyncIterator[dict[str, Lease]]:
+    """The leases of `shards`, taken for the length of the context; released with the checkpoints that they have then."""
+    rows = await _free(store, mapping, shards, taking.failover_time)
+    taken: dict[str, Lease] = {}
+    try:
+        for shard in shards:
+            lease = await store.claim(rows[shard], taking.worker)
+            if lease is None:
+                raise _read_by_another(mapping, shard)
+            taken[shard] = lease
+        yield taken
+    finally:
+        for lease in taken.values():
+            await store.release(lease, lease.checkpoint)
+
+
+async def _free(
+    store: SharedStore, mapping: str, shards: Collection[str], failover_time: float
+) -> dict[str, Lease]:
+    """The rows of `shards`, once nobody has them, or those who have them gave no sign of life for the failover time."""
+    first = rows = await _rows(store, mapping)
+    with anyio.move_on_after(failover_time):
+        while owned := [shard for shard in shards if rows[shard].owner]:
+            for shard in owned:
+                if rows[shard].counter != first[shard].counter:
+                    raise _read_by_another(mapping, shard, rows[shard].owner)
+            await anyio.sleep(LOOK)
+            rows = await _rows(store, mapping)
+    return rows
+
+
+async def _rows(store: SharedStore, mapping: str) -> dict[str, Lease]:
+    return {lease.shard: lease for lease in (await store.list()).leases if lease.mapping == mapping}
+
+
+def _read_by_another(mapping: str, shard: str, owner: str = "another daemon") -> PollerError:
+    return PollerError(f"{shard} is read by {owner}: poller pause {mapping} at every daemon, then again")
 
 
 def told(moves: tuple[seek.Move, ...]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from poller.model import SpoolLimits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poller.app.streams import State
+    from poller.app.state import State
     from poller.config import Config, Mapping
     from poller.engine.invoker import World
     from poller.ports import Destination, Observer

@@ -12,8 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
-import anyio
-
 from poller.app import spooling
 from poller.core.batch import BatchLimits
 from poller.core.failure import Origin
@@ -23,78 +21,33 @@ from poller.core.stream_envelope import DynamoDbEnvelope, KinesisEnvelope
 from poller.engine.breaker import guarded
 from poller.engine.delivery import Route
 from poller.engine.invoker import Call
+from poller.engine.leased_shards import LeasedShardKeeper
 from poller.engine.parking import ParkingPlan
 from poller.engine.pipeline import Plan
 from poller.engine.shard_keeper import ShardKeeper, StreamPlan
 from poller.engine.stream_work import Batches
-from poller.errors import PollerError, StoreError
-from poller.ports import Spooling
+from poller.errors import PollerError
 from poller.sources import dynamodb_streams, kinesis
 from poller.sources.dynamodb_streams import DynamoDbSource, DynamoDbStream
 from poller.sources.fan_out import FanOutSource, ensure_consumer
 from poller.sources.kinesis import KinesisSource, KinesisStream
-from poller.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from poller.app.destinations import Ends
+    from poller.app.state import State
     from poller.aws.session import AwsSession
     from poller.config import Config, Mapping
     from poller.core.replay import ReplayEnvelope
     from poller.engine.child import Runner
     from poller.engine.invoker import Invoker
-    from poller.ports import CheckpointStore, Destination, Jobs, Observer, Source, Spool
+    from poller.ports import Destination, Observer, Source, Spool
 
 #: Seconds that a receive waits; a shard is read as often as its own pace says, whatever this is.
 RECEIVE_WAIT = 20.0
 #: Records that one receive can bring: what GetRecords can.
 RECEIVE_LIMIT = 10_000
-
-
-class State:
-    """The checkpoint store of `[daemon] state`, opened when the first stream asks for it."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._store: CheckpointStore | None = None
-        self._opening = anyio.Lock()
-
-    async def store(self) -> CheckpointStore:
-        """The store; raises StoreError when it cannot be used."""
-        async with self._opening:
-            if self._store is None:
-                self._store = await open_store(self._where)
-            return self._store
-
-    async def spool(self) -> Spool:
-        """What the store keeps besides; raises StoreError when that is nothing, or it cannot be used."""
-        return (await self._spooling()).spool
-
-    async def jobs(self) -> Jobs:
-        """As `spool`."""
-        return (await self._spooling()).jobs
-
-    async def _spooling(self) -> Spooling:
-        store = await self.store()
-        if not isinstance(store, Spooling):
-            raise StoreError(f"[daemon] state = {self._where} keeps checkpoints only: name a sqlite:PATH")
-        return store
-
-    async def aclose(self) -> None:
-        """Finish what is being saved."""
-        if self._store is not None:
-            await self._store.aclose()
-
-
-async def open_store(where: str) -> CheckpointStore:
-    """Open what `[daemon] state` names; raises StoreError when it cannot be used."""
-    kind, _, path = where.partition(":")
-    if kind == "memory":
-        return MemoryStore()
-    from poller.stores.sqlite import SqliteStore
-
-    return await SqliteStore.open(path)
 
 
 class Streams:
@@ -164,8 +117,14 @@ async def open_stream(
     own = envelope(mapping, config)
     source = await _source(mapping, config, own, around)
     plan = _plan(mapping, own, around, invoker.function.arn, ends)
+    store = await around.state.store()
+    if leases := around.state.leases:
+        leased = LeasedShardKeeper(plan, source, store, invoker, leases)
+        async with leased.opened():
+            yield guarded(leased, leased.breaker, leased.lanes, leased.hold)
+        return
     spool = await _parked_in(mapping, config, around.state)
-    keeper = ShardKeeper(plan, source, await around.state.store(), invoker, spool)
+    keeper = ShardKeeper(plan, source, store, invoker, spool)
     async with keeper.opened():
         yield guarded(keeper, keeper.breaker, keeper.lanes)
 

@@ -19,7 +19,7 @@ ConfigFile = Annotated[
 
 def check_command(config: ConfigFile = Path("poller.toml")) -> None:
     """Say whether a config file is valid, and all that is wrong when it is not. Nothing is started."""
-    from poller.config import load, not_yet, warnings
+    from poller.config import load, warnings
     from poller.errors import ConfigError
 
     try:
@@ -28,7 +28,7 @@ def check_command(config: ConfigFile = Path("poller.toml")) -> None:
         raise _refused(error.problems) from error
     from poller.app import fitness
 
-    if lines := (*not_yet(loaded), *fitness.all_problems(loaded)):
+    if lines := fitness.all_problems(loaded):
         raise _refused(tuple(f"{config}: {line}" for line in lines))
     typer.echo(f"{config}: valid: {_summary(loaded)}")
     for warning in warnings(loaded):

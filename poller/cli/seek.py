@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from poller.cli.control import DaemonError, Name, NoDaemon, Url, WrongWish, addr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poller.config import Mapping
+    from poller.config import Config, Mapping
 
     Seek = Callable[[bool], list[dict[str, Any]]]
 
@@ -119,23 +120,29 @@ def _way(name: str, to: str, shard: str | None, config: Path, url: str | None) -
 
 
 def _in_the_file(name: str, to: str, shard: str | None, config: Path) -> Seek:
-    mapping, path = _stored(name, config)
+    mapping, loaded = _stored(name, config)
 
     def in_the_file(dry_run: bool) -> list[dict[str, Any]]:
         import anyio
 
         from poller.app import seeking
+        from poller.app.state import State, worker_id
+        from poller.engine.invoker import World
+        from poller.engine.status import Board
         from poller.errors import PollerError, SeekRefused
-        from poller.stores.sqlite import SqliteStore
 
         async def go() -> list[dict[str, Any]]:
             seeking.check(mapping, wish, time.time())
-            store = await SqliteStore.open(path)
+            state, now = State(loaded, Board(), World(time.time, random.random, str)), time.time()
             try:
-                act = seeking.planned if dry_run else seeking.carry_out
-                return seeking.told(await act(store, mapping, wish, time.time()))
+                store = await state.store()
+                if dry_run:
+                    return seeking.told(await seeking.planned(store, mapping, wish, now))
+                daemon = loaded.daemon
+                taking = seeking.Taking(worker_id(), daemon.failover_time) if daemon.shares else None
+                return seeking.told(await seeking.carry_out(store, mapping, wish, now, taking))
             finally:
-                await store.aclose()
+                await state.aclose()
 
         wish = seeking.Wish(to, shard)
         try:
@@ -148,8 +155,8 @@ def _in_the_file(name: str, to: str, shard: str | None, config: Path) -> Seek:
     return in_the_file
 
 
-def _stored(name: str, config: Path) -> tuple[Mapping, Path]:
-    """The mapping and the state file that has its checkpoints."""
+def _stored(name: str, config: Path) -> tuple[Mapping, Config]:
+    """The mapping, and the configuration that says where its checkpoints are."""
     from poller.config import load
     from poller.errors import ConfigError
 
@@ -162,11 +169,11 @@ def _stored(name: str, config: Path) -> tuple[Mapping, Path]:
         known = ", ".join(one.name for one in loaded.mappings)
         raise _Failure((f"no mapping is named {name!r} (there are: {known})",), 2)
     kind, _, path = loaded.daemon.state.partition(":")
-    if kind != "sqlite":
-        raise _Failure((f'[daemon] state = "{loaded.daemon.state}": no checkpoints are kept in a file',), 2)
-    if mapping.source != "sqs" and not Path(path).exists():
+    if kind == "memory":
+        raise _Failure((f'[daemon] state = "{loaded.daemon.state}": no checkpoints are kept',), 2)
+    if kind == "sqlite" and mapping.source != "sqs" and not Path(path).exists():
         raise _Failure(
             (f"there is no state file {path}: nothing was kept yet, or this is not the daemon's directory",),
             1,
         )
-    return mapping, Path(path)
+    return mapping, loaded

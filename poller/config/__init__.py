@@ -4,7 +4,7 @@ from poller.config.advice import volatile_spools, warnings
 from poller.config.arn import Arn, SourceKind
 from poller.config.loader import load, parse
 from poller.config.mapping import Filter, FilterCriteria, Mapping, ScalingConfig
-from poller.config.model import Aws, Config, Daemon, Function, not_yet
+from poller.config.model import Aws, Config, Daemon, Function
 
 __all__ = [
     "Arn",
@@ -18,7 +18,6 @@ __all__ = [
     "ScalingConfig",
     "SourceKind",
     "load",
-    "not_yet",
     "parse",
     "volatile_spools",
     "warnings",

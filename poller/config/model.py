@@ -143,10 +143,35 @@ class Daemon(Section):
         default=30, gt=0, le=900, description="Seconds from SIGTERM to the hard stop, at most 900."
     )
 
+    fleet: bool = Field(
+        default=False,
+        description="Whether several daemons of one machine share a state of sqlite:PATH, and with it the shards of streams. A"
+        " state of dynamodb:TABLE is shared by all that name it, whatever this says.",
+    )
+    failover_time: Seconds = Field(
+        default=10,
+        ge=3,
+        le=300,
+        description="Seconds after which the shards of a daemon that gives no sign of life are read by others, 3 to 300; the"
+        " same for all daemons on one state. Default 10.",
+    )
+    checkpoint_interval: Seconds = Field(
+        default=1,
+        ge=0.5,
+        le=300,
+        description="Seconds between two writes of a busy shard's checkpoint in a shared state, 0.5 to 300: what a crash"
+        " repeats. An idle shard is written twice in a failover_time. Default 1.",
+    )
+
+    @property
+    def shares(self) -> bool:
+        """Whether other daemons may use the same state, so that shards are read under leases."""
+        return self.fleet or self.state.startswith("dynamodb:")
+
     @property
     def keeps_spool(self) -> bool:
         """Whether the state has a place for what waits."""
-        return not self.state.startswith("dynamodb:")
+        return not self.shares
 
     @property
     def host(self) -> str:
@@ -364,19 +389,3 @@ class Config(Section):
                 if name is not None and name in self.functions:
                     used.setdefault(name, mapping)
         return used
-
-
-def not_yet(config: Config) -> tuple[str, ...]:
-    """Name each mapping that is valid but that this version cannot run, one line each."""
-    return (*_state_not_yet(config), *_leases_not_yet(config))
-
-
-def _state_not_yet(config: Config) -> Iterator[str]:
-    if config.daemon.state.startswith("dynamodb:") and any(one.source != "sqs" for one in config.mappings):
-        yield f"daemon.state = {config.daemon.state}: this version keeps checkpoints in memory: or sqlite:PATH"
-
-
-def _leases_not_yet(config: Config) -> Iterator[str]:
-    for index, mapping in enumerate(config.mappings):
-        if mapping.lease_table is not None:
-            yield f"mappings[{index}].lease_table = {mapping.lease_table}: this version keeps leases in [daemon] state only"

@@ -233,6 +233,9 @@ def across(
     yield from _shared_tables(daemon, mappings)
     yield from _shared_environment(functions)
     yield from _other_functions(functions, mappings)
+    if daemon.fleet and daemon.state == "memory:":
+        wants = "needs [daemon] state = sqlite:PATH or dynamodb:TABLE: nobody else sees what is in memory"
+        yield Mistake(("daemon", "fleet"), wants)
     if not daemon.keeps_spool:
         for index, mapping in mappings.items():
             for key, keeps, what in (
@@ -240,7 +243,11 @@ def across(
                 ("on_poison", mapping.parks, "parked"),
             ):
                 if keeps:
-                    wants = f"needs [daemon] state = sqlite:PATH: a table of DynamoDB has no room for what is {what}"
+                    wants = (
+                        f"needs [daemon] state = sqlite:PATH of one daemon alone: what is {what} is not shared by several"
+                        if daemon.fleet
+                        else f"needs [daemon] state = sqlite:PATH: a table of DynamoDB has no room for what is {what}"
+                    )
                     yield Mistake(("mappings", index, key), wants)
 
 

@@ -47,11 +47,12 @@ from poller.core.leases import (
 )
 from poller.core.sightings import Sightings
 from poller.core.survey import survey
+from poller.engine.status import FleetStatus, LeaseNote, LeaseStatus, WorkerStatus
 from poller.errors import StoreError
 from poller.model import LeaseChanged, LeaseEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -152,6 +153,7 @@ class LeaseKeeper:
         self._shunned: dict[LeaseKey, float] = {}
         self._places = anyio.Semaphore(CLAIMING)
         self._sightings = Sightings()
+        self._listed: tuple[Worker, ...] = ()
         self._quieted = anyio.Event()
 
     def __repr__(self) -> str:
@@ -162,14 +164,49 @@ class LeaseKeeper:
         """What is held, as it was written last."""
         return tuple(holding.lease for holding in self._held.values())
 
-    def unchanged(self, key: LeaseKey) -> float:
-        """Seconds for which the row of a lease in `survey` is known to have stood still."""
-        return self._sightings.unchanged(key)
-
     def holds(self, key: LeaseKey) -> bool:
         """Whether this worker has the lease, for certain: who is not sure must begin nothing more."""
         holding = self._held.get(key)
         return holding is not None and holds(self._world.clock() - holding.renewed, self.failover_time)
+
+    def status(self) -> FleetStatus:
+        """The fleet as the last look has shown it."""
+        survey = self.survey
+        history = tuple(
+            LeaseNote(at, one.mapping, one.shard, one.event, one.other, one.reason)
+            for at, one in self.history
+        )
+        if survey is None:
+            return FleetStatus(self.worker.id, self.trouble, history=history)
+        leases = tuple(
+            LeaseStatus(
+                lease.mapping,
+                lease.shard,
+                lease.owner,
+                self._sightings.unchanged(key),
+                lease.load,
+                lease.checkpoint.sequence_number,
+                lease.wanted_by,
+            )
+            for key, lease in sorted(survey.leases.items())
+            if not lease.checkpoint.finished
+        )
+        return FleetStatus(self.worker.id, self.trouble, self._workers(leases), leases, history)
+
+    def _workers(self, leases: Sequence[LeaseStatus]) -> tuple[WorkerStatus, ...]:
+        assert self.survey
+        mappings = {worker.id: worker.mappings for worker in self._listed}
+        owned = {name: [one for one in leases if one.owner == name] for name in mappings}
+        return tuple(
+            WorkerStatus(
+                name,
+                tuple(sorted(mappings[name])),
+                name in self.survey.present,
+                len(own),
+                sum(one.load or 0.0 for one in own),
+            )
+            for name, own in sorted(owned.items())
+        )
 
     def unwritten(self, key: LeaseKey) -> float:
         """Seconds since the last write of a lease whose checkpoint has moved since; 0 when it has not."""
@@ -259,6 +296,7 @@ class LeaseKeeper:
 
     def _see(self, listing: Listing, asked: float) -> None:
         self._sightings = self._sightings.fold(listing, asked, anyio.current_time())
+        self._listed = tuple(listing.workers)
         self.survey = survey(listing, self._sightings, self.failover_time)
 
     def _carry_out(self, tasks: TaskGroup) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         FilteredOut,
         Invoked,
         LeaseChanged,
+        LeaseEvent,
         MappingState,
         Parked,
         Received,
@@ -176,6 +177,61 @@ class FunctionStatus:
     """Its processes; None for a function that has none."""
     version: str = ""
     """Of its code; empty when that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker of the fleet, as this one sees it."""
+
+    id: str
+    mappings: tuple[str, ...]
+    present: bool
+    """Whether it has given a sign of life within the failover time."""
+    leases: int
+    load: float
+    """Of its leases, in bytes a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """One lease of a shard that is not finished, as this worker saw it last."""
+
+    mapping: str
+    shard: str
+    owner: str
+    """Empty for nobody."""
+    age: float
+    """Seconds for which its row has stood still, at least."""
+    load: float | None
+    """Bytes a second; None when not known yet."""
+    sequence_number: str
+    wanted_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseNote:
+    """What has happened to a lease of this worker."""
+
+    at: float
+    """Unix time."""
+    mapping: str
+    shard: str
+    event: LeaseEvent
+    other: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    """The workers that share this daemon's state, and their leases."""
+
+    worker: str
+    """The id of this one."""
+    trouble: str | None
+    workers: tuple[WorkerStatus, ...] = ()
+    leases: tuple[LeaseStatus, ...] = ()
+    history: tuple[LeaseNote, ...] = ()
+    """What has happened last to leases of this worker, the latest last."""
 
 
 @dataclass(frozen=True, slots=True)

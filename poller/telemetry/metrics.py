@@ -236,6 +236,7 @@ class Metrics:
 
     def forget(self, mapping: str) -> None:
         """Drop the series of a mapping that was removed."""
+        self._gauges.leases.pop(mapping, None)
         if self._mappings.pop(mapping, None) is not None:
             for family in self._mapping_families.values():
                 family.remove(mapping)
@@ -313,14 +314,17 @@ class Metrics:
     def lease_changed(self, fact: LeaseChanged) -> None:
         counters = self._mapping(fact.mapping)
         match fact.event:
+            case LeaseEvent.RENEWAL_FAILED:
+                counters.lease_renewal_failures.inc()
+                return
             case LeaseEvent.CLAIMED:
                 counters.lease_claims.inc()
             case LeaseEvent.HANDED_OVER | LeaseEvent.RELEASED:
                 counters.lease_handoffs.inc()
             case LeaseEvent.LOST:
                 counters.lease_losses.inc()
-            case LeaseEvent.RENEWAL_FAILED:
-                counters.lease_renewal_failures.inc()
+        held = self._gauges.leases
+        held[fact.mapping] = held.get(fact.mapping, 0) + (1 if fact.event is LeaseEvent.CLAIMED else -1)
 
     def trouble(self, fact: Trouble) -> None:
         self._mapping(fact.mapping).troubles.inc()
@@ -361,7 +365,10 @@ class Metrics:
 class _Gauges(Collector):
     """What is true at the moment of the scrape: read then, so that it costs nothing in between."""
 
-    snapshot: Snapshot | None = None
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+        self.leases: dict[str, int] = {}
+        """How many are held, by mapping."""
 
     def collect(self) -> Iterator[Metric]:
         if self.snapshot is None:
@@ -384,6 +391,12 @@ class _Gauges(Collector):
         yield from _shards(mappings)
         yield from _spools(mappings)
         yield from _parked(mappings)
+        held = GaugeMetricFamily(
+            "poller_lease_held", "Shards that this worker reads under a lease.", labels=["mapping"]
+        )
+        for name, count in self.leases.items():
+            held.add_metric([name], count)
+        yield held
 
 
 _MAPPING_GAUGES: dict[str, tuple[str, Callable[[MappingSnapshot], int]]] = {

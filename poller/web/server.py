@@ -35,6 +35,7 @@ poller
 GET  /metrics                  Prometheus metrics
 GET  /healthz                  200 while the daemon works, 503 when it should be restarted
 GET  /readyz                   200 when all mappings are started, 503 before and while it stops
+GET  /scale                    lag and the number of daemons that it wants, for autoscalers
 GET  /status                   what runs, as JSON (?pretty for people)
 POST /mappings/{name}/pause    poll no more                           \\
 POST /mappings/{name}/resume   poll again                              > want the header X-Poller: 1
@@ -60,6 +61,8 @@ class Surface:
     ready: Callable[[], tuple[bool, str]]
     status: Callable[[], object]
     """Anything of dicts, lists, dataclasses and plain values."""
+    scale: Callable[[], object]
+    """As `status`."""
     mappings: Callable[[], Iterable[str]]
     """The names that `pause` and `resume` know."""
     pause: Callable[[str], Awaitable[None]]
@@ -118,6 +121,7 @@ def _application(host: str, surface: Surface) -> web.Application:
             web.get("/healthz", pages.healthz),
             web.get("/readyz", pages.readyz),
             web.get("/status", pages.status),
+            web.get("/scale", pages.scale),
             web.post("/mappings/{name}/pause", pages.pause),
             web.post("/mappings/{name}/resume", pages.resume),
             web.post("/mappings/{name}/seek", pages.seek),
@@ -147,6 +151,9 @@ class _Pages:
 
     async def status(self, request: web.Request) -> web.Response:
         return json_page(self._surface.status(), pretty="pretty" in request.query)
+
+    async def scale(self, _: web.Request) -> web.Response:
+        return json_page(self._surface.scale())
 
     async def pause(self, request: web.Request) -> web.Response:
         return await self._command(request, self._surface.pause)

@@ -36,6 +36,7 @@ class Daemon:
             healthy=lambda: (True, "ok"),
             ready=lambda: (False, "orders is starting"),
             status=lambda: {"state": MappingState.RUNNING, "error": ValueError("odd")},
+            scale=lambda: {"workers": 2, "desired_workers": 3},
             mappings=lambda: ["orders", "clicks"],
             pause=partial(self._command, "pause"),
             resume=partial(self._command, "resume"),

@@ -305,7 +305,7 @@ def test_a_state_in_memory_has_nothing_to_move(here: Path):
     result = run("clicks", "--to", "LATEST", "--yes")
     assert (result.exit_code, result.stderr) == (
         2,
-        'poller seek: [daemon] state = "memory:": no checkpoints are kept in a file\n',
+        'poller seek: [daemon] state = "memory:": no checkpoints are kept\n',
     )
 
 

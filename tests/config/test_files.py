@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from poller.cli.check import importable
-from poller.config import load, not_yet, warnings
+from poller.config import load, warnings
 
 FILES = sorted(Path("config").glob("*.toml"))
 #: What `poller demo` puts into the environment.
@@ -25,7 +25,6 @@ def test_the_files_of_the_manual_are_there() -> None:
 def test_every_file_that_we_ship_is_valid_and_can_run(path: Path) -> None:
     config = load(path, environ=DEMO, now=2e9, importable=importable)
     assert config.mappings
-    assert not_yet(config) == ()
     assert warnings(config) == ()
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from poller.config import Arn, Aws, Config, Daemon, Function, Mapping, not_yet, parse
+from poller.config import Arn, Aws, Config, Daemon, Function, Mapping, parse
+from poller.errors import ConfigError
 
 SQS = "arn:aws:sqs:eu-west-1:123456789012:orders"
 FIFO = SQS + ".fifo"
@@ -162,6 +163,9 @@ def test_the_defaults_are_those_of_lambda_and_of_the_manual() -> None:
         "listen": "127.0.0.1:9464",
         "concurrency": 1000,
         "shutdown_timeout": 30,
+        "fleet": False,
+        "failover_time": 10,
+        "checkpoint_interval": 1,
     }
     assert config.aws.wire == "fast"
     assert not config.aws.model_fields_set
@@ -299,27 +303,43 @@ def test_the_schema_describes_every_key() -> None:
     assert bare == []
 
 
-# --- what a later version will run ----------------------------------------------------------------------------
+# --- the state ------------------------------------------------------------------------------------------------
 
 
-def written(arn: str, state: str, destination: str = "") -> Config:
+def written(arn: str, daemon: str, **more: Any) -> Config:
     keys: dict[str, Any] = {} if ":sqs:" in arn else {"starting_position": "LATEST"}
-    if destination:
-        keys["destination_config"] = {"on_failure": {"destination": destination}}
-    return parse(f'[daemon]\nstate = "{state}"\n{mapping_text(arn, **keys)}', where="f", environ={}, now=0)
+    return parse(f"[daemon]\n{daemon}\n{mapping_text(arn, **keys, **more)}", where="f", environ={}, now=0)
 
 
-@pytest.mark.parametrize("arn", [KINESIS, CONSUMER, DYNAMODB])
-def test_streams_run_with_checkpoints_in_memory_or_a_file(arn: str) -> None:
-    assert not_yet(written(arn, "memory:")) == ()
-    assert not_yet(written(arn, "sqlite:poller.db", SQS)) == ()
+@pytest.mark.parametrize("arn", [KINESIS, CONSUMER, DYNAMODB, SQS])
+@pytest.mark.parametrize(
+    ("daemon", "shares"),
+    [
+        ('state = "memory:"', False),
+        ('state = "sqlite:poller.db"', False),
+        ('state = "sqlite:poller.db"\nfleet = true', True),
+        ('state = "dynamodb:leases"', True),
+        ('state = "dynamodb:leases"\nfleet = false', True),
+    ],
+)
+def test_a_table_is_shared_and_a_file_where_the_file_says_so(arn: str, daemon: str, shares: bool) -> None:
+    config = written(arn, daemon)
+    assert config.daemon.shares is shares
+    assert config.daemon.keeps_spool is not shares
 
 
-def test_checkpoints_in_dynamodb_are_for_later_and_matter_to_streams_only() -> None:
-    assert not_yet(written(KINESIS, "dynamodb:leases")) == (
-        "daemon.state = dynamodb:leases: this version keeps checkpoints in memory: or sqlite:PATH",
-    )
-    assert not_yet(written(SQS, "dynamodb:leases")) == ()
+def test_memory_is_not_shared() -> None:
+    with pytest.raises(
+        ConfigError, match=r"daemon\.fleet.* needs \[daemon\] state = sqlite:PATH or dynamodb:TABLE"
+    ):
+        written(KINESIS, 'state = "memory:"\nfleet = true')
+
+
+def test_what_waits_needs_a_state_of_one_daemon() -> None:
+    with pytest.raises(ConfigError, match="sqlite:PATH of one daemon alone: what is parked is not shared"):
+        written(
+            KINESIS, 'state = "sqlite:poller.db"\nfleet = true', on_poison="park", maximum_retry_attempts=1
+        )
 
 
 def test_lease_tables_are_for_later() -> None:

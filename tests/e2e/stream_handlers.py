@@ -108,3 +108,11 @@ async def mendable(event: dict[str, Any], context: Any) -> None:
     if bad and not mended:
         raise ValueError(f"poison: {_data(bad[0])}")
     write([_line(one) for one in event["Records"]])
+
+
+async def fleet(event: dict[str, Any], context: Any) -> None:
+    """Note every record after a little work, with the process and the times at which the invocation began and ended."""
+    began = time.time()
+    await asyncio.sleep(float(os.environ["WORK_SECONDS"]))
+    ended = time.time()
+    write([f"{os.getpid()} {began:.3f} {ended:.3f} {_line(one)}" for one in event["Records"]])

@@ -1,0 +1,212 @@
+"""Several real daemons that share a stream: a kill, a stop, and a process that stands still for longer than the failover.
+
+`POLLER_E2E_FLEET_SHARDS`, `_RECORDS` and `_ROUNDS` make it as large as one likes; a round has one of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import uuid
+from collections import defaultdict
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.harness import Daemon, running, until
+from tests.e2e.stream_harness import DataStream, in_order, key_of, mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from poller.demo.emulator import Emulator
+
+pytestmark = pytest.mark.slow
+
+SHARDS = int(os.environ.get("POLLER_E2E_FLEET_SHARDS", "8"))
+RECORDS = int(os.environ.get("POLLER_E2E_FLEET_RECORDS", "6000"))
+ROUNDS = int(os.environ.get("POLLER_E2E_FLEET_ROUNDS", "1"))
+FAILOVER = 5
+#: Seconds that a process stands still.
+STANDSTILL = 2.5 * FAILOVER
+
+
+class Entry:
+    """One record, handled once."""
+
+    def __init__(self, line: str) -> None:
+        pid, began, ended, self.shard, self.text = line.split(" ", 4)
+        self.pid, self.began, self.ended = int(pid), float(began), float(ended)
+
+
+class Fleet:
+    """Daemons that share a stream and a state."""
+
+    def __init__(self, emulator: Emulator, folder: Path, state: str, shards: int) -> None:
+        self.emulator = emulator
+        self.folder = folder
+        self.stream = DataStream(emulator.endpoint_url, shards=shards)
+        self.config = f'[daemon]\nstate = "{state}"\nfleet = true\nfailover_time = {FAILOVER}\n' + mapping(
+            self.stream.arn, "fleet"
+        )
+        self.ledger = folder / "fleet.ledger"
+        self.ledger.touch()
+        self.daemons: list[Daemon] = []
+        self.put: list[str] = []
+
+    def start(self, stack: ExitStack) -> Daemon:
+        folder = self.folder / f"d{len(self.daemons)}"
+        folder.mkdir()
+        daemon = Daemon(
+            folder, self.emulator.endpoint_url, self.config, LEDGER=str(self.ledger), WORK_SECONDS="0.02"
+        )
+        self.daemons.append(daemon)
+        stack.enter_context(running(daemon))
+        return daemon
+
+    def entries(self) -> list[Entry]:
+        return [Entry(line) for line in self.ledger.read_text().splitlines()]
+
+    def all_handled(self) -> bool:
+        return {entry.text for entry in self.entries()} >= set(self.put)
+
+    def feed(self, texts: list[str], seconds: float) -> threading.Thread:
+        """Put `texts` over so many seconds, beside the test."""
+        pause = threading.Event()
+        portions = max(1, int(seconds * 4))
+        size = -(-len(texts) // portions)
+
+        def put() -> None:
+            for at in range(0, len(texts), size):
+                self.stream.put(texts[at : at + size])
+                self.put.extend(texts[at : at + size])
+                pause.wait(0.2)
+
+        thread = threading.Thread(target=put, daemon=True)
+        thread.start()
+        return thread
+
+
+def fleet_of(daemon: Daemon) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(daemon.page("/status"))["fleet"]
+    return found
+
+
+def shards_of(daemon: Daemon) -> set[str]:
+    return {shard["shard"] for shard in daemon.status()["work"]["shards"]}
+
+
+def shared(daemons: list[Daemon], shards: int) -> bool:
+    """Whether all shards are read, each by one."""
+    owned = [shards_of(daemon) for daemon in daemons]
+    return len(set().union(*owned)) == sum(map(len, owned)) == shards and all(owned)
+
+
+def taken_over(daemons: list[Daemon], shards: set[str]) -> Callable[[], bool]:
+    return lambda: shards <= set().union(*map(shards_of, daemons))
+
+
+def check(fleet: Fleet) -> dict[str, int]:
+    """Nothing lost, each key in order, and none of a shard begun by one who had it no more."""
+    entries = fleet.entries()
+    first = dict.fromkeys(entry.text for entry in sorted(entries, key=lambda entry: entry.ended))
+    assert first.keys() == set(fleet.put), f"{len(set(fleet.put) - first.keys())} lost"
+    assert in_order(first)
+    by_shard: defaultdict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_shard[entry.shard].append(entry)
+    for shard, own in by_shard.items():
+        began = {entry.pid: entry.began for entry in sorted(own, key=lambda entry: -entry.began)}
+        for entry in own:
+            later = [pid for pid, at in began.items() if pid != entry.pid and at > entry.began]
+            for pid in later:
+                # Somebody who begins with a shard goes on from what was committed: from then on nobody else begins anything,
+                # until that one has handed it on.
+                mine = [one for one in own if one.pid == entry.pid and one.began > began[pid]]
+                others = [one for one in own if one.pid == pid]
+                assert all(
+                    max(one.ended for one in others if one.began < each.began) <= each.began + 0.1
+                    for each in mine
+                ), f"{shard} was read by two at a time"
+    return {"records": len(first), "handled again": len(entries) - len(first)}
+
+
+def texts_of(records: int) -> list[str]:
+    return [f"k{number % 101}-{number:07}" for number in range(records)]
+
+
+def test_four_daemons_lose_nothing_through_a_kill_a_stop_and_a_standstill(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    fleet = Fleet(emulator, tmp_path, f"dynamodb:leases-{uuid.uuid4().hex[:8]}", SHARDS)
+    figures: defaultdict[str, list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        daemons = [fleet.start(stack) for _ in range(4)]
+        until(lambda: shared(daemons, SHARDS), "all shards are shared", patience=120)
+        feeding = fleet.feed(texts_of(RECORDS), ROUNDS * 60.0)
+        for _ in range(ROUNDS):
+            # One dies.
+            dead = daemons.pop(0)
+            lost = shards_of(dead)
+            dead.kill()
+            began = time.monotonic()
+            until(taken_over(daemons, lost), "the shards of the dead are read", patience=60)
+            figures["crash failover"].append(time.monotonic() - began)
+            daemons.append(fleet.start(stack))
+            until(lambda: shared(daemons, SHARDS), "who joined has its part", patience=120)
+            # One stops.
+            gone = daemons.pop(0)
+            given = shards_of(gone)
+            gone.signal(signal.SIGTERM)
+            began = time.monotonic()
+            until(taken_over(daemons, given), "the shards of the stopped are read", patience=60)
+            figures["clean hand-off"].append(time.monotonic() - began)
+            assert gone.wait() == 0, "".join(gone.logs)
+            daemons.append(fleet.start(stack))
+            until(lambda: shared(daemons, SHARDS), "who joined has its part", patience=120)
+            # One stands still.
+            still, *others = daemons
+            kept = shards_of(still)
+            still.signal(signal.SIGSTOP)
+            began = time.monotonic()
+            until(taken_over(others, kept), "the shards of who stands still are read", patience=60)
+            figures["standstill failover"].append(time.monotonic() - began)
+            threading.Event().wait(max(0.0, STANDSTILL - (time.monotonic() - began)))
+            still.signal(signal.SIGCONT)
+            until(lambda: shared(daemons, SHARDS), "it takes part again", patience=120)
+            assert still.metric('poller_lease_losses_total{mapping="work"}') >= len(kept)
+        feeding.join()
+        until(fleet.all_handled, "all is handled", patience=300)
+        workers = fleet_of(daemons[0])["workers"]
+        assert len([one for one in workers if one["present"]]) == 4
+        for daemon in daemons:
+            daemon.signal(signal.SIGTERM)
+        assert [daemon.wait() for daemon in daemons] == [0] * 4
+    counts = check(fleet)
+    told = ", ".join(f"{what} {max(times):.1f} s" for what, times in figures.items())
+    print(f"{SHARDS} shards, {counts}: {told}")
+    assert max(figures["crash failover"]) <= 15.0
+    assert max(figures["clean hand-off"]) <= 2.0
+
+
+def test_two_daemons_share_a_file_and_what_one_leaves_the_other_goes_on_with(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    fleet = Fleet(emulator, tmp_path, f"sqlite:{tmp_path / 'poller.db'}", 4)
+    with ExitStack() as stack:
+        one, two = fleet.start(stack), fleet.start(stack)
+        until(lambda: shared([one, two], 4), "all shards are shared")
+        fleet.feed(texts_of(400), 4.0).join()
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0, "".join(one.logs)
+        until(lambda: len(shards_of(two)) == 4, "it has all of them")
+        fleet.feed([f"{key_of(text)}-9{text[-6:]}" for text in texts_of(200)], 2.0).join()
+        until(fleet.all_handled, "all is handled")
+        two.signal(signal.SIGTERM)
+        assert two.wait() == 0
+    assert check(fleet)["handled again"] == 0
