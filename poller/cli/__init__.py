@@ -12,6 +12,7 @@ from poller.cli.control import pause_command, resume_command
 from poller.cli.demo import demo_command
 from poller.cli.failures import failures_command
 from poller.cli.filter import filter_command
+from poller.cli.fleet import fleet_command
 from poller.cli.replay import replay_command
 from poller.cli.run import run_command
 from poller.cli.schema import schema_command
@@ -53,6 +54,7 @@ for _name, _command in (
     ("seek", seek_command),
     ("replay", replay_command),
     ("failures", failures_command),
+    ("fleet", fleet_command),
     ("schema", schema_command),
 ):
     app.command(_name)(_command)

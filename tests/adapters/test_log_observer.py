@@ -17,6 +17,8 @@ from poller.model import (
     FilteredOut,
     FunctionError,
     Invoked,
+    LeaseChanged,
+    LeaseEvent,
     MappingState,
     NotInvoked,
     Outcome,
@@ -136,6 +138,36 @@ def test_each_step_of_a_circuit_breaker_is_said(before: str, state: str, level: 
     line = out.line()
     assert (line["level"], line["message"]) == (level, f"orders: {message}")
     assert (line["mapping"], line["circuit"]) == ("orders", state)
+
+
+@pytest.mark.parametrize(
+    ("event", "other", "reason", "level", "message"),
+    [
+        ("claimed", "", "", "info", "claimed"),
+        ("claimed", "w2", "", "info", "claimed, w2 had it before"),
+        ("handed over", "w2", "", "info", "handed over to w2"),
+        ("released", "", "", "info", "released"),
+        ("finished", "", "", "info", "finished"),
+        ("lost", "", "it could not be renewed", "warning", "lost: it could not be renewed"),
+    ],
+)
+def test_what_happens_to_a_lease_is_said(
+    event: str, other: str, reason: str, level: str, message: str
+) -> None:
+    out = Log()
+    LogObserver().lease_changed(LeaseChanged("orders", "shard-1", LeaseEvent(event), other, reason))
+    line = out.line()
+    assert (line["level"], line["message"]) == (level, f"orders: lease of shard-1 {message}")
+    assert (line["mapping"], line["shard"]) == ("orders", "shard-1")
+
+
+def test_a_table_that_is_down_is_said_once_for_all_leases() -> None:
+    out = Log()
+    observer = LogObserver(iter([0.0, 1.0]).__next__)
+    for shard in ("shard-1", "shard-2"):
+        observer.lease_changed(LeaseChanged("orders", shard, LeaseEvent.RENEWAL_FAILED, reason="too busy"))
+    (line,) = out.lines()
+    assert line["message"] == "trouble: leases cannot be renewed: too busy"
 
 
 def test_the_same_trouble_is_said_once_a_minute_with_the_number_of_silent_ones() -> None:

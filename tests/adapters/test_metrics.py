@@ -17,6 +17,8 @@ from poller.model import (
     FilteredOut,
     FunctionError,
     Invoked,
+    LeaseChanged,
+    LeaseEvent,
     MappingState,
     NotInvoked,
     Outcome,
@@ -411,3 +413,19 @@ def test_an_observer_that_raises_harms_nobody_and_is_logged_once_a_kind(
     tell_all(fanout)
     assert recorder.facts == facts * 2
     assert [record.fact for record in caplog.records] == [type(fact).__name__ for fact in facts]  # type: ignore[attr-defined]
+
+
+def test_leases_are_counted_by_what_happens_to_them() -> None:
+    metrics = Metrics(lambda: Status((Mapping(),)))
+    for event in ("claimed", "claimed", "claimed", "claimed", "handed over", "released", "finished"):
+        metrics.lease_changed(LeaseChanged("orders", "shard-1", LeaseEvent(event)))
+    metrics.lease_changed(LeaseChanged("orders", "shard-1", LeaseEvent.RENEWAL_FAILED))
+    assert value(metrics, "lease_held", mapping="orders") == 1
+    metrics.lease_changed(LeaseChanged("orders", "shard-1", LeaseEvent.LOST))
+    assert value(metrics, "lease_held", mapping="orders") == 0
+    assert value(metrics, "lease_claims_total", mapping="orders") == 4
+    assert value(metrics, "lease_handoffs_total", mapping="orders") == 2
+    assert value(metrics, "lease_losses_total", mapping="orders") == 1
+    assert value(metrics, "lease_renewal_failures_total", mapping="orders") == 1
+    metrics.forget("orders")
+    assert value(metrics, "lease_held", mapping="orders") is None

@@ -119,6 +119,11 @@ async def test_the_status_is_json_on_one_line_or_pretty() -> None:
             assert (await reply.text()).count("\n") == 4
 
 
+async def test_what_an_autoscaler_needs_is_json() -> None:
+    async with running(Daemon().surface) as client, client.get("/scale") as reply:
+        assert await reply.json() == {"workers": 2, "desired_workers": 3}
+
+
 async def test_the_index_names_every_path() -> None:
     async with running(Daemon().surface) as client, client.get("/") as reply:
         text = await reply.text()
