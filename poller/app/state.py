@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from poller.app import lease_tables
 from poller.aws.session import AwsSession
 from poller.engine.lease_keeper import LeaseKeeper
 from poller.errors import StoreError
@@ -47,6 +48,7 @@ class State:
     def __init__(self, config: Config, observer: Observer, world: World) -> None:
         self.leases: LeaseKeeper | None = None
         """Set once a shared state is open."""
+        self._whole = config
         self._config = config.daemon
         self._observer = observer
         self._world = world
@@ -62,6 +64,7 @@ class State:
             if self._store is None:
                 self._store = await self._open()
                 if self._config.shares:
+                    self._store = await lease_tables.beside(self._store, self._whole, self._session)
                     self.leases = self._keeper(self._store)
                     self._begun.set()
             return self._store

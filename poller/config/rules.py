@@ -296,9 +296,15 @@ def _shared_tables(daemon: Daemon, mappings: dict[int, Mapping]) -> Iterator[Mis
     """A table of the KCL has the shards of one application, and nothing that says of which."""
     owners: dict[tuple[str, str], int] = {}
     for index, mapping in mappings.items():
-        if mapping.lease_table is None or mapping.lease_format != "kcl":
+        if mapping.lease_table is None:
             continue
         at = ("mappings", index, "lease_table")
+        if not daemon.shares:
+            yield Mistake(
+                at, "needs fleet = true, or a state of dynamodb:TABLE, in [daemon]: it is read under leases"
+            )
+        if mapping.lease_format != "kcl":
+            continue
         # By its text: here an ARN may still be wrong.
         region = "".join(mapping.event_source_arn.split(":")[3:4])
         first = owners.setdefault((region, mapping.lease_table), index)

@@ -135,7 +135,7 @@ class Unparking:
         self.observer = invoker.observer
         self.world = invoker.world
         self._dispatch = Dispatch(invoker, door, None)
-        self._guarded = GuardedDispatch(invoker, breaker, None) if breaker else None
+        self._guarded = GuardedDispatch(invoker, breaker, door, None) if breaker else None
         self._breaker = breaker
         self._schedule = Schedule()
         self._attempts: dict[str, _Attempt] = {}

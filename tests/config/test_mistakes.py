@@ -184,10 +184,14 @@ def test_a_table_of_the_kcl_has_one_mapping_and_no_rows_of_ours() -> None:
     two = second(name="two", event_source_arn=KINESIS, function_name="f:live", **table)
     elsewhere = two.replace("eu-west-1", "eu-central-1")
     ours = two.replace('"kcl"', '"poller"')
+    fleet = whole(top="[daemon]\nfleet = true")
     wanted = "must be another table than that of mappings[1]: the KCL has one for each application"
-    assert only_problem(whole() + one + two) == f'mappings[2] "two" lease_table = "app": {wanted}'
+    assert only_problem(fleet + one + two) == f'mappings[2] "two" lease_table = "app": {wanted}'
     for other in (elsewhere, ours):
-        assert len(parse(whole() + one + other, where="f.toml", environ={}, now=NOW).mappings) == 3
+        assert len(parse(fleet + one + other, where="f.toml", environ={}, now=NOW).mappings) == 3
+    wanted = "needs fleet = true, or a state of dynamodb:TABLE, in [daemon]: it is read under leases"
+    for alone in (one, ours.replace("two", "one")):
+        assert only_problem(whole() + alone) == f'mappings[1] "one" lease_table = "app": {wanted}'
     state = whole(top='[daemon]\nstate = "dynamodb:app"')
     wanted = "must be another table than that of [daemon] state, whose rows the KCL cannot read"
     assert only_problem(state + one) == f'mappings[1] "one" lease_table = "app": {wanted}'

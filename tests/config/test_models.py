@@ -342,13 +342,6 @@ def test_what_waits_needs_a_state_of_one_daemon() -> None:
         )
 
 
-def test_lease_tables_are_for_later() -> None:
-    text = mapping_text(KINESIS, starting_position="LATEST", lease_table="app", lease_format="kcl")
-    assert not_yet(parse(text, where="f", environ={}, now=0)) == (
-        "mappings[0].lease_table = app: this version keeps leases in [daemon] state only",
-    )
-
-
 def test_a_queues_mapping_may_have_both_destinations_and_gives_up_after_its_retries() -> None:
     keys: dict[str, Any] = {
         "maximum_retry_attempts": 0,
