@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
 import anyio
 import pytest
 
 from poller.errors import Unreachable
 from poller.model import FilteredOut, Invoked, NotInvoked, Settled
+from tests.engine import stream_fakes
 from tests.engine.fakes import (
     BUSY,
     ERROR,
@@ -146,6 +149,30 @@ async def test_a_shard_that_has_ended_cuts_its_last_window_short_and_ends_the_pi
     assert [len(batch) for batch in mapping.function.batches] == [15]
     assert len(mapping.queue.acked) == 15
     assert anyio.current_time() == began + 20  # one long poll that found the end
+
+
+class Kept:
+    """Something that can be seen to be gone."""
+
+
+@virtual
+async def test_a_batch_is_let_go_before_the_next_one_is_read(monkeypatch):
+    alive, found = WeakSet(), []
+
+    class Watched(stream_fakes.StreamReader):
+        async def receive(self, limit, wait):
+            found.append(len(alive))
+            records = [record._replace(receipt=Kept()) for record in await super().receive(limit, wait)]
+            alive.update(record.receipt for record in records)
+            return records
+
+    monkeypatch.setattr(stream_fakes, "StreamReader", Watched)
+    clicks = stream_fakes.Clicks(batch_size=2)
+    clicks.stream.put(6)
+    async with clicks.running():
+        await settle_down()
+    assert clicks.function.batches == [["1", "2"], ["3", "4"], ["5", "6"]]
+    assert found == [0, 0, 0, 0]
 
 
 # --- filtered out -------------------------------------------------------------------------------------------------------
