@@ -2,8 +2,8 @@
 
 Parsing holds the interpreter, so a thread would not help; what helps is to stop in between. All replies that can be large are
 one object with one large array of objects in it (Records, Messages). It is cut between two of these objects, and the slices are
-parsed one by one: the *head* as an object that ends early, each *middle* as an array, the *tail* as an object that begins with
-the rest of the array.
+parsed one by one: the *head* as an object that ends early, each *middle* and the rest of the array as an array, and the *tail*,
+the members that follow, as an object.
 
 That a cut lies between two objects of that array is not assumed but follows, if every slice is JSON:
 
@@ -11,7 +11,9 @@ That a cut lies between two objects of that array is not assumed but follows, if
   string the quotes would be escaped, so no cut lies within a string.
 * The head closes with `]}`: so the cut array is the last member of the object itself. A cut deeper down does not balance.
 * Each middle balances between `[` and `]`: so the array of the next cut is the same.
-* A name that comes twice would make it unclear which member is meant; then nothing is cut.
+* The rest of it, up to the last `}]`, balances too: so the array ends there, and what follows are members of the object itself.
+* The head ends with a member and the tail begins with one, if it has any; of a name that comes twice the last value counts, as
+  in the whole.
 
 Whatever does not go by this is read in one go, right or wrong, as all small replies are.
 """
@@ -36,7 +38,7 @@ _FIRST = re.compile(rb'"\w+":\[(\{"\w+":)')
 
 
 class Uncut(ValueError):
-    """A name comes twice."""
+    """What follows the array is not what can follow it."""
 
 
 async def loads(text: bytes) -> Any:
@@ -65,19 +67,20 @@ def cuts(text: bytes, size: int = SLICE) -> list[int]:
 async def joined(text: bytes, commas: list[int]) -> dict[str, Any]:
     """Parse what lies between the cuts, and put it together. Raises `Uncut` or orjson.JSONDecodeError."""
     view = memoryview(text)
-    found = _parsed(b"".join((view[: commas[0]], b"]}")))
-    names = [b'"%b"' % orjson.dumps(name)[1:-1] for name in found]
-    if any(text.count(name, 0, commas[0]) != 1 for name in names):
-        raise Uncut
-    member, array = next(reversed(found.items()))
+    found: dict[str, Any] = _parsed(b"".join((view[: commas[0]], b"]}")))
+    array = found[next(reversed(found))]
     await asyncio.sleep(0)
     for begin, end in pairwise(commas):
         array += _parsed(b"".join((b"[", view[begin + 1 : end], b"]")))
         await asyncio.sleep(0)
-    if text.find(names[-1], commas[-1]) >= 0:
+    end = text.rfind(b"}]", commas[-1]) + 1
+    if not end:
         raise Uncut
-    tail = _parsed(b"".join((b"{", names[-1], b":[", view[commas[-1] + 1 :])))
-    array += tail.pop(member)
+    array += _parsed(b"".join((b"[", view[commas[-1] + 1 : end + 1])))
+    more = text[end + 1 : end + 2] == b","
+    tail: dict[str, Any] = _parsed(b"".join((b"{", view[end + 1 + more :])))
+    if more != bool(tail):
+        raise Uncut
     return {**found, **tail}
 
 
