@@ -17,7 +17,7 @@ from poller.core import windows
 from poller.model import Checkpoint, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from poller.core.windows import Window
 
@@ -40,30 +40,50 @@ class KinesisEnvelope:
             "awsRegion": region,
             "eventSourceARN": arn,
         }
+        self._fixed_size = 0
         empty = {"PartitionKey": "", "SequenceNumber": "", "Data": "", "ApproximateArrivalTimestamp": 0}
-        self._fixed_size = len(orjson.dumps(self._event("", empty))) + 1 - len(orjson.dumps(("", 0)))
+        built = self.record("", empty)
+        self._fixed_size = len(orjson.dumps(built.event)) + 1 - built.size
 
     def record(self, shard_id: str, wire: dict[str, Any]) -> Record:
         """One record of a GetRecords reply, its data still in base64.
 
         Raises KeyError when the reply lacks what every record has.
         """
-        number, data, arrived = wire["SequenceNumber"], wire["Data"], wire["ApproximateArrivalTimestamp"]
-        key = wire.get("PartitionKey")
-        event = self._event(shard_id, wire)
-        if key is None:
-            size = len(orjson.dumps(event)) + 1
-        else:
+        return self.records(shard_id, (wire,))[0]
+
+    def records(self, shard_id: str, wires: Iterable[dict[str, Any]]) -> list[Record]:
+        """Many at once, each as `record` says; that takes a quarter less than one call for each."""
+        template, prefix = self._template, f"{shard_id}:"
+        fixed_size = self._fixed_size + len(shard_id)
+        built: list[Record] = []
+        for wire in wires:
+            number, data, arrived = wire["SequenceNumber"], wire["Data"], wire["ApproximateArrivalTimestamp"]
+            key = wire.get("PartitionKey")
+            # A copy with two places filled in costs three quarters of a new dict of eight.
+            event = template.copy()
+            event["kinesis"] = kinesis = {
+                "kinesisSchemaVersion": "1.0",
+                "partitionKey": key,
+                "sequenceNumber": number,
+                "data": data,
+                "approximateArrivalTimestamp": arrived,
+            }
+            event["eventID"] = prefix + number
             # Shard id, sequence number (in two places) and base64 are ASCII without anything to escape, so their length is
             # their encoded length. Only the key can need escapes, and only the encoder knows the length of a float.
-            size = self._fixed_size + len(shard_id) + 2 * len(number) + len(data)
-            size += len(orjson.dumps((key, arrived)))
-        # `Record(...)` does the same and takes twice as long, and this is done for every record.
-        return tuple.__new__(Record, (number, key, size, event, wire, arrived, 0))
+            size = fixed_size + 2 * len(number) + len(data) + len(orjson.dumps((key, arrived)))
+            if key is None:
+                # The API allows a record without a key; what Lambda sends then is not known (spec U19).
+                del kinesis["partitionKey"]
+                size = len(orjson.dumps(event)) + 1
+            # `Record(...)` does the same and takes twice as long.
+            built.append(tuple.__new__(Record, (number, key, size, event, wire, arrived, 0)))
+        return built
 
     def rebuild(self, shard_id: str, record: Record) -> Record:
         """The record with a fresh event."""
-        return record._replace(event=self._event(shard_id, record.receipt))
+        return self.record(shard_id, record.receipt)
 
     def pack(self, record: Record) -> bytes:
         """All that `unpack` needs to make the record again, in another process too, as JSON."""
@@ -92,24 +112,6 @@ class KinesisEnvelope:
             "isWindowTerminatedEarly": common["isWindowTerminatedEarly"],
         }
 
-    def _event(self, shard_id: str, wire: dict[str, Any]) -> dict[str, Any]:
-        number = wire["SequenceNumber"]
-        kinesis = {
-            "kinesisSchemaVersion": "1.0",
-            "partitionKey": wire.get("PartitionKey"),
-            "sequenceNumber": number,
-            "data": wire["Data"],
-            "approximateArrivalTimestamp": wire["ApproximateArrivalTimestamp"],
-        }
-        if kinesis["partitionKey"] is None:
-            # The API allows a record without a key; what Lambda sends then is not known (spec U19).
-            del kinesis["partitionKey"]
-        # A copy with two places filled in costs three quarters of a new dict of eight.
-        event = self._template.copy()
-        event["kinesis"] = kinesis
-        event["eventID"] = f"{shard_id}:{number}"
-        return event
-
 
 class DynamoDbEnvelope:
     """Builds records from the records of one table's stream.
@@ -132,6 +134,10 @@ class DynamoDbEnvelope:
         event = self._event(wire, change)
         encoded = orjson.dumps(event)
         return _dynamodb_record(change, orjson.loads(encoded) if self._shared else event, encoded)
+
+    def records(self, shard_id: str, wires: Iterable[dict[str, Any]]) -> list[Record]:
+        """Many, each as `record` says."""
+        return [self.record(shard_id, wire) for wire in wires]
 
     def rebuild(self, shard_id: str, record: Record) -> Record:
         """The record with a fresh event."""

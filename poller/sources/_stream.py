@@ -26,7 +26,7 @@ from poller.sources._stream_page import END, Position, after
 from poller.sources._stream_shard import READING, THROTTLED, ShardReads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -43,10 +43,10 @@ LISTING_LIFE = 1.0
 
 
 class Envelope(Protocol):
-    """Builds the record that the engine sees."""
+    """Builds the records that the engine sees."""
 
-    def record(self, shard_id: str, wire: Wire) -> Record:
-        """One record of a GetRecords reply. Raises KeyError when it lacks what every record has."""
+    def records(self, shard_id: str, wires: Iterable[Wire]) -> list[Record]:
+        """Those of records of a GetRecords reply. Raises KeyError when one lacks what every record has."""
         ...
 
 
@@ -287,7 +287,7 @@ class StreamReader:
                 if at > begin:
                     await anyio.lowlevel.cancel_shielded_checkpoint()
                 wires = page.records[at : min(at + BUILT_AT_ONCE, end)]
-                built += [self._envelope.record(self._shard.id, wire) for wire in wires]
+                built += self._envelope.records(self._shard.id, wires)
             self._note(page, end)
         except SENSELESS as error:
             self._go_back(page, begin)
@@ -317,8 +317,8 @@ class StreamReader:
         """Move records of one record of the page, or what was left of it, to `taken`; return how many were built."""
         built = 0
         if not apart.left:
-            shard_id, build = self._shard.id, self._envelope.record
-            apart.left.extend([build(shard_id, wire) for wire in apart.unpack(page.records[self._at])])
+            inner = apart.unpack(page.records[self._at])
+            apart.left.extend(self._envelope.records(self._shard.id, inner))
             self._at += 1
             built = 1 + len(apart.left)
         while apart.left and len(taken) < limit:

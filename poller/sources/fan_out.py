@@ -21,7 +21,7 @@ from poller.sources._stream_shard import may_be_oldest
 from poller.sources._subscription import Subscription, ensure_consumer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from poller.model import Record, Shard, StartAt
     from poller.ports import Observer
@@ -35,8 +35,8 @@ __all__ = ["FanOutReader", "FanOutSource", "ensure_consumer"]
 class Envelope(Protocol):
     """Makes what Lambda delivers of what the wire brought."""
 
-    def record(self, shard_id: str, wire: Wire) -> Record:
-        """One record."""
+    def records(self, shard_id: str, wires: Iterable[Wire]) -> list[Record]:
+        """One record of each."""
         ...
 
 
@@ -226,4 +226,4 @@ class FanOutReader:
 
     def _records(self, wire: Wire) -> list[Record]:
         wires = [wire] if self._unpack is None else self._unpack(wire)
-        return [self._envelope.record(self._shard.id, one) for one in wires]
+        return self._envelope.records(self._shard.id, wires)

@@ -21,7 +21,7 @@ from poller.sources.kinesis import KinesisStream
 from tests.engine.fakes import EPOCH, Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from poller.sources._subscription import Api
 
@@ -34,9 +34,11 @@ def wall() -> float:
 
 
 class Envelope:
-    def record(self, shard_id: str, wire: dict[str, Any]) -> Record:
-        event = {"shard": shard_id, **wire}
-        return Record(wire["SequenceNumber"], wire["PartitionKey"], 1, event, wire)
+    def records(self, shard_id: str, wires: Iterable[dict[str, Any]]) -> list[Record]:
+        return [
+            Record(wire["SequenceNumber"], wire["PartitionKey"], 1, {"shard": shard_id, **wire}, wire)
+            for wire in wires
+        ]
 
 
 # --- a scripted shard ---------------------------------------------------------------------------------------------------

@@ -55,13 +55,13 @@ async def test_a_receive_builds_only_what_it_hands_out(kind: str) -> None:
     rig.fake.put(*["x"] * 1000)
     async with rig.open() as reader:
         built = 0
-        record = reader._envelope.record
+        records = reader._envelope.records
 
         class Counting:
-            def record(self, shard_id: str, wire: dict[str, object]) -> object:
+            def records(self, shard_id: str, wires: list[dict[str, object]]) -> object:
                 nonlocal built
-                built += 1
-                return record(shard_id, wire)
+                built += len(wires)
+                return records(shard_id, wires)
 
         reader._envelope = Counting()  # type: ignore[assignment]
         await reader.receive(10, 20)
