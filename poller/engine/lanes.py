@@ -87,8 +87,6 @@ class Lanes:
     def __init__(self, reader: Reader, count: int, moved: Callable[[Record], None]) -> None:
         self.reader = reader
         self.lanes = [Lane(self) for _ in range(count)]
-        self.waiting_records = 0
-        self.waiting_bytes = 0
         self.behind: float | None = None
         """As the reader says, if the last read came back: one that failed has not seen the end of the shard."""
         self._moved = moved
@@ -107,6 +105,16 @@ class Lanes:
     def open_records(self) -> int:
         """Records received and not done."""
         return len(self._progress)
+
+    @property
+    def waiting_records(self) -> int:
+        """Records received that no lane has taken yet."""
+        return sum(len(lane.buffer) for lane in self.lanes)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of these records. They are counted when somebody asks, which is less often than they come and go."""
+        return sum(size_of(lane.buffer) for lane in self.lanes)
 
     @property
     def oldest(self) -> Record | None:
@@ -176,8 +184,6 @@ class Lanes:
         self._progress.track(records)
         for one, share in zip(self.lanes, split(records, len(self.lanes)), strict=True):
             one.buffer.extend(share)
-        self.waiting_records += len(records)
-        self.waiting_bytes += size_of(records)
         return bool(records)
 
     def take(self, lane: Lane, limit: int) -> list[Record]:
@@ -188,8 +194,6 @@ class Lanes:
             buffer.clear()
         else:
             taken = [buffer.popleft() for _ in range(limit)]
-        self.waiting_records -= len(taken)
-        self.waiting_bytes -= size_of(taken)
         return taken
 
     def _wake(self) -> None:
