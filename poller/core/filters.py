@@ -169,7 +169,7 @@ def _body(record: Mapping[str, Any]) -> Any:
 
 def _data(record: Mapping[str, Any]) -> Any:
     kinesis = record.get("kinesis")
-    encoded: Any = kinesis.get("data", ABSENT) if isinstance(kinesis, Mapping) else ABSENT
+    encoded: Any = kinesis.get("data", ABSENT) if isinstance(kinesis, dict) else ABSENT
     try:
         return _structure(binascii.a2b_base64(encoded), encoded)
     except (TypeError, ValueError):
@@ -178,7 +178,7 @@ def _data(record: Mapping[str, Any]) -> Any:
 
 def _kinesis_field(record: Mapping[str, Any], name: str) -> Any:
     kinesis = record.get("kinesis")
-    inner = kinesis.get(name, ABSENT) if isinstance(kinesis, Mapping) else ABSENT
+    inner = kinesis.get(name, ABSENT) if isinstance(kinesis, dict) else ABSENT
     return record.get(name, inner)
 
 
