@@ -1,17 +1,23 @@
-"""The handlers of the measured mappings: they touch every record and do nothing else. Behind the measured window the event loop
-is watched.
+"""The handlers of the measured mappings: they touch every record and do nothing else. Outside the measured window they also
+look at the process that they are in, at a signal from the bench: at SIGUSR1 the event loop is watched from then on, SIGUSR2
+begins and ends a count of allocations. What they find are lines of JSON in the file `BENCH_FINDINGS`.
 
-A look at the clock every few milliseconds, from a timer: the CPU seconds since the look before are for how long the loop was
-held up. CPU and not wall time, because what else the machine does is not the daemon's doing.
+To watch is to look at the clock every few milliseconds, from a timer: the CPU seconds since the look before are for how long
+the loop was held up. CPU and not wall time, because what else the machine does is not the daemon's doing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.bench.allocations import Allocations
 
 #: Seconds between two looks, and those that are told of.
 TICK, GAP = 0.002, 0.004
@@ -21,6 +27,12 @@ async def handler(event: dict[str, Any], context: Any) -> None:
     _loops or _begin()
     for message in event["Records"]:
         len(message["body"])
+
+
+async def waiting(event: dict[str, Any], context: Any) -> None:
+    """As a function does that calls something else."""
+    _loops or _begin()
+    await asyncio.sleep(WAIT)
 
 
 async def kinesis(event: dict[str, Any], context: Any) -> None:
@@ -35,12 +47,26 @@ async def dynamodb(event: dict[str, Any], context: Any) -> None:
         len(record["dynamodb"]["NewImage"])
 
 
+#: Seconds that `waiting` waits.
+WAIT = 0.5
 _loops: list[asyncio.AbstractEventLoop] = []
+_counting: list[Allocations] = []
 
 
 def _begin() -> None:
-    _loops.append(asyncio.get_running_loop())
-    _loops[0].call_later(float(os.environ["BENCH_WATCH_AFTER"]), _watch)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, _watch)
+    loop.add_signal_handler(signal.SIGUSR2, _count)
+    _loops.append(loop)
+    _tell("began")
+
+
+def _tell(finding: str, value: float = 0.0) -> None:
+    with Path(os.environ["BENCH_FINDINGS"]).open("a") as file:
+        file.write(json.dumps([finding, time.monotonic(), value]) + "\n")
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------------
 
 
 def _watch() -> None:
@@ -50,6 +76,18 @@ def _watch() -> None:
 def _look(before: float) -> None:
     held_up = time.thread_time() - before
     if held_up > GAP:
-        with Path(os.environ["BENCH_BLOCKS"]).open("a") as file:
-            file.write(f"{time.monotonic()} {held_up}\n")
+        _tell("blocked", held_up)
     _loops[0].call_later(TICK, _look, time.thread_time())
+
+
+# --- allocations --------------------------------------------------------------------------------------------------------
+
+
+def _count() -> None:
+    from tests.bench.allocations import Allocations
+
+    if _counting:
+        _tell("counted", _counting.pop().end())
+    else:
+        _counting.append(Allocations(Path(os.environ["BENCH_FINDINGS"]).with_name("allocations.bin")))
+        _tell("counting")

@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 from tests.bench import stream_loops
-from tests.bench.windows import REGION, Count, window
+from tests.bench.windows import COUNTED, REGION, Count, window
 
 LOOPS = 10
 RECEIVE = {
@@ -94,6 +94,8 @@ def boto3(endpoint: str, warm_up: float, seconds: float) -> dict[str, float]:
     count.begin()
     ended.wait(seconds)
     measured = count.end()
+    with count.allocations(measured):
+        ended.wait(COUNTED)
     ended.set()
     thread.join()
     return measured

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from shutil import copy
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tests.bench.allocations import gross
 from tests.bench.canned_reply import ACCOUNT
-from tests.bench.windows import REGION
+from tests.bench.windows import COUNTED, REGION
 from tests.servers import NpmPackage, install, node
 
 if TYPE_CHECKING:
@@ -164,10 +166,10 @@ def _free_port() -> int:
 class Daemon:
     """`poller run`, and what /metrics says of it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, begun: float, blocks: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, begun: float, findings: Path) -> None:
         self.process = process
         self.begun = begun
-        self._blocks = blocks
+        self._findings = findings
         self._url = f"http://127.0.0.1:{port}"
 
     def ready(self) -> float:
@@ -190,10 +192,44 @@ class Daemon:
             found[name] = found.get(name, 0.0) + float(value)
         return {**found, "at": time.monotonic()}
 
+    def watch(self) -> float:
+        """Have its loop watched from now on, which costs a little; return the time."""
+        self._signal(signal.SIGUSR1)
+        return time.monotonic()
+
     def blocks(self, since: float) -> list[float]:
-        """Seconds of each time that the loop was blocked, as `functions.watched` has seen it since then."""
-        lines = self._blocks.read_text().splitlines() if self._blocks.exists() else []
-        return [float(gap) for at, gap in map(str.split, lines) if float(at) >= since]
+        """Seconds of each time that the loop was blocked since then."""
+        return [seconds for at, seconds in self._found("blocked") if at >= since]
+
+    def allocations(self, settled: str, seconds: float = COUNTED) -> dict[str, float]:
+        """Count for `seconds`: gross and net for each of what the metric `settled` counts."""
+        self._signal(signal.SIGUSR2)
+        self._wait_for("counting")
+        before = self.metrics()[settled]
+        pause(seconds)
+        done = self.metrics()[settled] - before
+        self._signal(signal.SIGUSR2)
+        net = self._wait_for("counted")
+        return {"allocations": gross(self._findings.with_name("allocations.bin")) / done, "kept": net / done}
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Before its first invocation the process would die of it.
+        self._wait_for("began")
+        self.process.send_signal(number)
+
+    def _wait_for(self, finding: str) -> float:
+        for _ in range(int(PATIENCE / 0.005)):
+            if found := self._found(finding):
+                return found[-1][1]
+            pause(0.005)
+        raise RuntimeError(f"the daemon does not tell that it has {finding}")
+
+    def _found(self, finding: str) -> list[tuple[float, float]]:
+        if not self._findings.exists():
+            return []
+        # The last line may be half-written.
+        lines = self._findings.read_text().rpartition("\n")[0].splitlines()
+        return [(at, value) for name, at, value in map(json.loads, lines) if name == finding]
 
 
 class Mapped(NamedTuple):
@@ -243,21 +279,16 @@ def daemon(
     module: str = "poller",
     *,
     ca_bundle: Path | None = None,
-    watch_after: float = 0.0,
 ) -> Iterator[Daemon]:
-    """Run the real daemon on the endpoint at `url`; `module` is what makes one of it.
-
-    Its loop is watched from so many seconds after the first invocation on.
-    """
+    """Run the real daemon on the endpoint at `url`; `module` is what makes one of it."""
     with TemporaryDirectory() as folder:
         file, port = write_config(Path(folder), url, mappings, ca_bundle)
-        blocks = Path(folder) / "blocks"
-        watch = {"BENCH_BLOCKS": str(blocks), "BENCH_WATCH_AFTER": str(watch_after)}
+        findings = Path(folder) / "findings"
         command = [sys.executable, "-m", module, "run", "-c", str(file), "--log-level", "error"]
         begun = time.monotonic()
-        process = subprocess.Popen(command, env=environment() | watch, cwd=folder)
+        process = subprocess.Popen(command, env=environment() | {"BENCH_FINDINGS": str(findings)}, cwd=folder)
         try:
-            yield Daemon(process, port, begun, blocks)
+            yield Daemon(process, port, begun, findings)
         finally:
             # Two signals: long polls in flight are not waited for.
             process.terminate()

@@ -98,9 +98,9 @@ def markdown(rounds: Rounds, seconds: float) -> str:
 def _throughput(ran: list[Scenario], results: dict[str, Figures], rounds: Rounds) -> Iterable[str]:
     yield (
         "| scenario | messages or records a CPU second | lowest to highest | x aiobotocore | CPU us each | a second | "
-        "core used | endpoint's core | resident MB | longest block ms |"
+        "core used | endpoint's core | resident MB | longest block ms | allocations each | of them kept |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for scenario in ran:
         one = results[scenario.name]
         spread = sorted(figures["per_cpu"] for figures in rounds[scenario.name])
@@ -116,6 +116,8 @@ def _throughput(ran: list[Scenario], results: dict[str, Figures], rounds: Rounds
             f"{one['endpoint_share']:.0%}",
             f"{one['rss'] / 1e6:.0f}",
             f"{one['longest']:.0f}" if "longest" in one else "-",
+            f"{one['allocations']:,.1f}" if "allocations" in one else "-",
+            f"{one['kept']:.2f}" if "kept" in one else "-",
         ]
         yield f"| {' | '.join(cells)} |"
 

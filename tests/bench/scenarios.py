@@ -6,7 +6,6 @@ warm-up; the canned endpoint's own share of a core in that window shows that it 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -133,21 +132,22 @@ def _poller(mapped: Mapped, *, tls: bool = False) -> Callable[[Endpoint, Timing]
 
     def run(endpoint: Endpoint, timing: Timing) -> Figures:
         url, ca_bundle = (endpoint.secure_url, endpoint.ca_bundle) if tls else (endpoint.url, None)
-        window = timing.warm_up + timing.seconds
-        with daemon(url, [mapped], module, ca_bundle=ca_bundle, watch_after=window + 1) as running:
+        with daemon(url, [mapped], module, ca_bundle=ca_bundle) as running:
             running.ready()
             processes.pause(timing.warm_up)
             served, before = endpoint.stats(), running.metrics()
             processes.pause(timing.seconds)
             after, then = running.metrics(), endpoint.stats()
-            # To watch the loop costs a little, so it is not done in the window.
-            processes.pause(1 + WATCHED)
+            # To look at the process costs something, so it is not done in the window.
+            watched = running.watch()
+            processes.pause(WATCHED)
             figures = {
                 "messages": after[settled] - before[settled],
                 "cpu": after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"],
                 "wall": after["at"] - before["at"],
                 "rss": after["process_resident_memory_bytes"],
-                "longest": 1000 * max(running.blocks(before["at"]), default=0.0),
+                "longest": 1000 * max(running.blocks(watched), default=0.0),
+                **running.allocations(settled),
             }
             # What of a stream was in hand at the beginning of the window was served before it.
             if then[done] - (served.get(done, 0) if on_queue else 0) < figures["messages"]:
@@ -187,7 +187,7 @@ def _blocked(mapped: Mapped) -> Callable[[Endpoint, Timing], Figures]:
         with daemon(endpoint.url, [mapped], UNPACED) as running:
             running.ready()
             processes.pause(timing.warm_up)
-            begun, before = time.monotonic(), endpoint.stats()
+            begun, before = running.watch(), endpoint.stats()
             processes.pause(timing.seconds)
             then, blocks = endpoint.stats(), running.blocks(begun)
         return {

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
 REGION = "eu-west-1"
+#: Seconds for which allocations are counted.
+COUNTED = 1.0
 
 
 def cpu() -> float:
@@ -32,7 +37,6 @@ class Count:
         self._begun = (self.messages, cpu(), time.monotonic())
 
     def end(self) -> dict[str, float]:
-        self.over = True
         messages, used, at = self._begun
         return {
             "messages": self.messages - messages,
@@ -40,6 +44,21 @@ class Count:
             "wall": time.monotonic() - at,
             "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+
+    @contextmanager
+    def allocations(self, measured: dict[str, float]) -> Iterator[None]:
+        """Count while the block runs; add to `measured` how many each message took."""
+        # Not before the window is over: it would be part of the memory.
+        from tests.bench.allocations import Allocations, gross
+
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "allocations.bin"
+            before, counted = self.messages, Allocations(file)
+            try:
+                yield
+            finally:
+                done, net = self.messages - before, counted.end()
+            measured |= {"allocations": gross(file) / done, "kept": net / done}
 
 
 async def window(
@@ -56,6 +75,9 @@ async def window(
         count.begin()
         await asyncio.sleep(seconds)
         measured = count.end()
+        with count.allocations(measured):
+            await asyncio.sleep(COUNTED)
+        count.over = True
         for task in running:
             task.cancel()
     return measured
