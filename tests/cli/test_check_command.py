@@ -83,7 +83,7 @@ def test_each_mistake_is_a_line_on_standard_error(path: Path) -> None:
     )
 
 
-def test_a_state_that_is_shared_is_valid(path: Path) -> None:
+def test_a_file_with_a_shared_state_is_valid_without_looking_at_the_table(path: Path) -> None:
     result = check(path, '[daemon]\nstate = "dynamodb:leases"\n' + VALID + STREAM)
     assert result.stdout == f"{path}: valid: 2 mappings, 1 function\n"
 

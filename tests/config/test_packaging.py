@@ -9,8 +9,10 @@ import tomllib
 from configparser import RawConfigParser
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from poller.config.model import Daemon
 from poller.model import (
@@ -26,6 +28,8 @@ from poller.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "config/poller.service"
+TEMPLATE = ROOT / "config/poller@.service"
+KUBERNETES = ROOT / "config/kubernetes"
 ALERTS = (ROOT / "config/alerts.yml").read_text()
 DASHBOARD = (ROOT / "config/grafana-dashboard.json").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -164,6 +168,78 @@ def test_the_unit_gives_no_privilege() -> None:
     assert unit["ProtectSystem"] == "strict"
     assert unit["CapabilityBoundingSet"] == ""
     assert unit["SystemCallFilter"] == "@system-service"
+
+
+def test_the_template_unit_is_the_unit_for_several() -> None:
+    own, template = UNIT.read_text().splitlines(), TEMPLATE.read_text().splitlines()
+    added = {line for line in template if line not in own and not line.startswith("#")}
+    assert {line for line in own if line not in template and not line.startswith("#")} == {
+        "Description=poller: AWS Lambda's event source mappings, outside AWS"
+    }
+    assert added == {
+        "Description=poller %i: AWS Lambda's event source mappings, outside AWS",
+        "Environment=POLLER_INSTANCE=%i",
+        "User=poller",
+    }
+
+
+def test_systemd_accepts_the_template(tmp_path: Path) -> None:
+    unit = tmp_path / "poller@1.service"
+    unit.write_text(TEMPLATE.read_text().replace("/opt/poller/bin/poller", sys.executable))
+    assert complaints(unit) == ""
+
+
+# --- Kubernetes ---------------------------------------------------------------------------------------------------
+
+
+def manifests() -> dict[str, Any]:
+    found = [
+        one for file in sorted(KUBERNETES.glob("*.yaml")) for one in yaml.safe_load_all(file.read_text())
+    ]
+    return {one["kind"]: one for one in found}
+
+
+def test_there_is_what_a_fleet_needs() -> None:
+    assert manifests().keys() == {
+        "ServiceAccount",
+        "Deployment",
+        "Service",
+        "PodDisruptionBudget",
+        "ServiceMonitor",
+        "ScaledObject",
+    }
+    for one in manifests().values():
+        assert one["apiVersion"]
+        assert one["metadata"]["name"] == "poller"
+
+
+def test_everything_selects_the_pods_of_the_deployment() -> None:
+    found = manifests()
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    for kind in ("Deployment", "PodDisruptionBudget", "ServiceMonitor"):
+        assert found[kind]["spec"]["selector"]["matchLabels"] == labels, kind
+    assert found["Service"]["spec"]["selector"] == labels
+    assert found["Service"]["metadata"]["labels"] == labels, "the ServiceMonitor looks for it"
+    assert found["ScaledObject"]["spec"]["scaleTargetRef"]["name"] == "poller"
+
+
+def test_pods_have_time_to_hand_over_and_no_privilege() -> None:
+    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > Daemon().shutdown_timeout
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    (container,) = pod["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["args"] == json.loads(instruction("CMD"))
+    (port,) = container["ports"]
+    assert port == {"name": "http", "containerPort": Daemon().port}
+    probes = container["readinessProbe"], container["livenessProbe"]
+    assert [one["httpGet"]["path"] for one in probes] == ["/readyz", "/healthz"]
+
+
+def test_the_autoscaler_asks_for_a_metric_that_is_exported(exported: str) -> None:
+    (trigger,) = manifests()["ScaledObject"]["spec"]["triggers"]
+    (metric,) = re.findall(r"poller_\w+", trigger["metadata"]["query"])
+    assert f"\n{metric}{{" in exported
 
 
 # --- the container ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import uuid
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +126,17 @@ class Daemon:
         self._endpoint_url = endpoint_url
         self._environment = environment
         self.logs: list[str] = []
+        self.options: tuple[str, ...] = ()
         self.process: subprocess.Popen[str] | None = None
         self.write(config)
+
+    @classmethod
+    def at(cls, other: Daemon, port: int) -> Daemon:
+        """One that `other` has started, to be asked things."""
+        one = copy(other)
+        one.port = port
+        one.process = None
+        return one
 
     def write(self, config: str) -> None:
         daemon = "" if "[daemon]" in config else "[daemon]\n"
@@ -145,7 +155,17 @@ class Daemon:
             **self._environment,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "poller", "run", "-c", str(self.file), "--log-format", "json"],
+            [
+                sys.executable,
+                "-m",
+                "poller",
+                "run",
+                "-c",
+                str(self.file),
+                "--log-format",
+                "json",
+                *self.options,
+            ],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

@@ -210,3 +210,48 @@ def test_two_daemons_share_a_file_and_what_one_leaves_the_other_goes_on_with(
         two.signal(signal.SIGTERM)
         assert two.wait() == 0
     assert check(fleet)["handled again"] == 0
+
+
+def test_processes_of_one_command_share_a_file_and_are_kept_alive_and_stopped_together(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    fleet = Fleet(emulator, tmp_path, f"sqlite:{tmp_path / 'poller.db'}", 4)
+    daemon = Daemon(
+        tmp_path, emulator.endpoint_url, fleet.config, LEDGER=str(fleet.ledger), WORK_SECONDS="0.02"
+    )
+    daemon.options = ("--processes", "2")
+    with running(daemon):
+        second = Daemon.at(daemon, daemon.port + 1)
+        until(lambda: shared([daemon, second], 4), "all shards are shared")
+        fleet.feed(texts_of(200), 2.0).join()
+        killed = json.loads(second.page("/status"))["pid"]
+        os.kill(killed, signal.SIGKILL)
+        until(
+            lambda: second.status() and json.loads(second.page("/status"))["pid"] != killed,
+            "it is started again",
+        )
+        until(lambda: shared([daemon, second], 4), "it takes part again", patience=120)
+        until(fleet.all_handled, "all is handled")
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0, "".join(daemon.logs)
+    assert any("process 1 ended with -9" in line for line in daemon.logs)
+    check(fleet)
+
+
+def test_processes_without_a_state_that_they_share_are_refused(emulator: Emulator, tmp_path: Path) -> None:
+    stream = DataStream(emulator.endpoint_url)
+    daemon = Daemon(tmp_path, emulator.endpoint_url, mapping(stream.arn, "fleet"))
+    daemon.options = ("--processes", "2")
+    assert daemon.start().wait() == 2
+    until(lambda: any("add fleet = true to [daemon]" in line for line in daemon.logs), "it says why")
+
+
+def test_no_daemon_outlives_the_command_that_has_started_it(emulator: Emulator, tmp_path: Path) -> None:
+    fleet = Fleet(emulator, tmp_path, f"sqlite:{tmp_path / 'poller.db'}", 2)
+    daemon = Daemon(tmp_path, emulator.endpoint_url, fleet.config, LEDGER=str(fleet.ledger), WORK_SECONDS="0")
+    daemon.options = ("--processes", "2")
+    with running(daemon):
+        second = Daemon.at(daemon, daemon.port + 1).ready()
+        pids = [json.loads(one.page("/status"))["pid"] for one in (daemon, second)]
+        daemon.kill()
+    until(lambda: not any(os.path.exists(f"/proc/{pid}/cmdline") for pid in pids), "they have ended")
