@@ -132,7 +132,29 @@ async def _open_queue(
             ends=told if mapping.destinations else None,
         )
         pipeline = Pipeline(_plan(mapping), shared, work)
-        yield guarded(pipeline, breaker, lambda: maximum)
+        async with _divided(mapping, maximum, pipeline, around.state):
+            yield guarded(pipeline, breaker, lambda: pipeline.dispatch.maximum or maximum)
+
+
+@asynccontextmanager
+async def _divided(mapping: Mapping, maximum: int, pipeline: Pipeline, state: State) -> AsyncIterator[None]:
+    """With `fleet_concurrency`, keep the pipeline to this daemon's part of `maximum`."""
+    if mapping.scaling_config.fleet_concurrency:
+        await state.store()
+    leases = state.leases
+    if leases is None or not mapping.scaling_config.fleet_concurrency:
+        yield
+        return
+
+    def fit() -> None:
+        pipeline.fit(leases.portion(mapping.name, maximum))
+
+    leases.divide(mapping.name, fit)
+    fit()
+    try:
+        yield
+    finally:
+        leases.withdraw(mapping.name)
 
 
 def _source(mapping: Mapping, function: Loaded, around: Surroundings) -> SqsSource:

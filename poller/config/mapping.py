@@ -126,6 +126,11 @@ class ScalingConfig(Section):
         description="Invocations of this mapping in flight, 2 to 1000. Default: as many as Lambda would"
         " run, within the function's and the daemon's own limits.",
     )
+    fleet_concurrency: bool = Field(
+        default=False,
+        description="Beyond Lambda: whether the daemons that share [daemon] state divide maximum_concurrency among them, as"
+        " many as there are at the moment. Default false: each has all of it.",
+    )
 
 
 class ProvisionedPollerConfig(Section):

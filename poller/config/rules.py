@@ -231,6 +231,7 @@ def across(
     yield from _duplicates(mappings)
     yield from _shared_consumers(mappings)
     yield from _shared_tables(daemon, mappings)
+    yield from _divided(daemon, mappings)
     yield from _shared_environment(functions)
     yield from _other_functions(functions, mappings)
     if daemon.fleet and daemon.state == "memory:":
@@ -317,6 +318,17 @@ def _shared_tables(daemon: Daemon, mappings: dict[int, Mapping]) -> Iterator[Mis
             yield Mistake(
                 at, "must be another table than that of [daemon] state, whose rows the KCL cannot read"
             )
+
+
+def _divided(daemon: Daemon, mappings: dict[int, Mapping]) -> Iterator[Mistake]:
+    for index, mapping in mappings.items():
+        if not mapping.scaling_config.fleet_concurrency:
+            continue
+        at = ("mappings", index, "scaling_config", "fleet_concurrency")
+        if mapping.scaling_config.maximum_concurrency is None:
+            yield Mistake(at, "goes only with maximum_concurrency: what the daemons divide")
+        if not daemon.shares:
+            yield Mistake(at, "needs fleet = true, or a state of dynamodb:TABLE, in [daemon]")
 
 
 def _shared_environment(functions: dict[str, Function]) -> Iterator[Mistake]:

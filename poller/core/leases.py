@@ -197,6 +197,12 @@ def holds(age: float, failover_time: float = FAILOVER_TIME) -> bool:
     return age < HELD * failover_time
 
 
+def portion(total: int, workers: Collection[str], me: str) -> int:
+    """The part of `total` that `me` has when `workers`, one of which it is, divide it: whole, and as even as can be."""
+    part, rest = divmod(total, len(workers))
+    return part + (sorted(workers).index(me) < rest)
+
+
 def look_interval(leases: int) -> float:
     """Seconds from one look at a table of so many leases to the next: a look costs what the table is large."""
     least, most = LOOKS

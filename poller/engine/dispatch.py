@@ -30,13 +30,14 @@ class Dispatch:
         self.in_flight_bytes = 0
         self._invoker = invoker
         self.door = door
-        self._maximum = maximum_concurrency
+        self.maximum = maximum_concurrency
+        """The mapping's own limit of invocations in flight, which may change; None for none."""
 
     @property
     def ceiling(self) -> int:
         """The most invocations that may be in flight, by mapping, function and daemon."""
         slots = self._invoker.slots.total
-        return min(slots, self._maximum or slots)
+        return slots if self.maximum is None else min(slots, self.maximum)
 
     async def has_room(self) -> bool:
         """Wait until the function could take a batch, so that records are not received only to wait; False if closed."""

@@ -43,6 +43,7 @@ from poller.core.leases import (
     holds,
     look_interval,
     plan,
+    portion,
     upkeep,
 )
 from poller.core.sightings import Sightings
@@ -141,6 +142,7 @@ class LeaseKeeper:
         self._world = world
         self._checkpoint_interval = checkpoint_interval
         self._openers: dict[str, Callable[[Lease], Tenant]] = {}
+        self._dividers: dict[str, Callable[[], None]] = {}
         # Mappings that were enlisted when the table was looked at last.
         self._ripe: frozenset[str] = frozenset()
         self._enlisted = anyio.Event()
@@ -222,9 +224,24 @@ class LeaseKeeper:
         self._openers[mapping] = open_tenant
         self._set_mappings(self.worker.mappings | {mapping})
 
+    def divide(self, mapping: str, looked: Callable[[], None]) -> None:
+        """Divide what `mapping`, of a queue, may do with the other workers that run it; `looked` is called when `portion` may
+        have changed."""
+        self._dividers[mapping] = looked
+        self._set_mappings(self.worker.mappings | {mapping})
+
+    def portion(self, mapping: str, total: int) -> int:
+        """This worker's part of `total`; nothing before the table was looked at."""
+        if self.survey is None:
+            return 0
+        present = self.survey.present
+        others = {one.id for one in self._listed if mapping in one.mappings and one.id in present}
+        return portion(total, others | {self.worker.id}, self.worker.id)
+
     def withdraw(self, mapping: str) -> None:
         """Take no more leases of `mapping`, and give back what is held of it as it is drained."""
         self._openers.pop(mapping, None)
+        self._dividers.pop(mapping, None)
         self._set_mappings(self.worker.mappings - {mapping})
         if self._tasks:
             for holding in self._of(mapping):
@@ -298,6 +315,8 @@ class LeaseKeeper:
         self._sightings = self._sightings.fold(listing, asked, anyio.current_time())
         self._listed = tuple(listing.workers)
         self.survey = survey(listing, self._sightings, self.failover_time)
+        for looked in list(self._dividers.values()):
+            looked()
 
     def _carry_out(self, tasks: TaskGroup) -> None:
         assert self.survey

@@ -153,6 +153,11 @@ class Pipeline:
         self.close()
         self._quieted.set()
 
+    def fit(self, maximum: int) -> None:
+        """Have at most `maximum` invocations in flight from now on; workers that are too many end with what they have."""
+        self.dispatch.maximum = maximum
+        self._grow()
+
     # --- workers --------------------------------------------------------------------------------------------------------
 
     def _grow(self) -> None:
@@ -189,6 +194,8 @@ class Pipeline:
             # again while the processor's caches have it: a third less CPU a record of DynamoDB, a sixth less of Kinesis.
             del gathered
             if generation != self.dispatch.generation or not (carried or self._may_gather()):
+                break
+            if not carried and self.workers > self.dispatch.ceiling:
                 break
             if not carried:
                 # The door has opened again before this worker could end.

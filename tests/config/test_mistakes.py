@@ -197,6 +197,20 @@ def test_a_table_of_the_kcl_has_one_mapping_and_no_rows_of_ours() -> None:
     assert only_problem(state + one) == f'mappings[1] "one" lease_table = "app": {wanted}'
 
 
+def test_what_daemons_divide_needs_a_number_and_a_state_that_they_share() -> None:
+    divided = "scaling_config.fleet_concurrency = true"
+    number = "\nscaling_config.maximum_concurrency = 4"
+    at = 'mappings[0] "m" scaling_config.fleet_concurrency = true: '
+    fleet = "[daemon]\nfleet = true"
+    wanted = "goes only with maximum_concurrency: what the daemons divide"
+    assert only_problem(whole(divided, top=fleet)) == at + wanted
+    wanted = "needs fleet = true, or a state of dynamodb:TABLE, in [daemon]"
+    assert only_problem(whole(divided + number)) == at + wanted
+    for shared in (fleet, '[daemon]\nstate = "dynamodb:leases"'):
+        text = whole(divided + number, top=shared)
+        assert parse(text, where="f.toml", environ={}, now=NOW).mappings[0].scaling_config.fleet_concurrency
+
+
 def test_a_source_may_feed_a_function_and_its_alias() -> None:
     config = parse(whole() + second(function_name="f:live"), where="f.toml", environ={}, now=NOW)
     assert len(config.mappings) == 2

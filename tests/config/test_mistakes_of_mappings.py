@@ -192,7 +192,10 @@ QUEUE = [
     ("BatchSize = 1", "BatchSize: unknown key: BatchSize is written batch_size here"),
     ("batchsize = 1", "batchsize: unknown key: batchsize is written batch_size here"),
     ("batch_sice = 1", "batch_sice: unknown key; did you mean batch_size?"),
-    ('scaling_config."a\\nb" = 1', 'scaling_config."a\\nb": unknown key; known are maximum_concurrency'),
+    (
+        'scaling_config."a\\nb" = 1',
+        'scaling_config."a\\nb": unknown key; known are maximum_concurrency, fleet_concurrency',
+    ),
     (
         "filter_criteria.filters = [{ Pattern = {} }]",
         "filter_criteria.filters[0].pattern: is required",

@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from poller.core.leases import (
     FAILOVER_TIME,
@@ -16,6 +18,7 @@ from poller.core.leases import (
     has_happened,
     look_interval,
     plan,
+    portion,
     upkeep,
 )
 from poller.core.sightings import Sightings
@@ -238,6 +241,16 @@ def test_a_small_table_is_looked_at_every_second_and_a_large_one_every_five():
     assert look_interval(0) == 1.0
     assert look_interval(64) == pytest.approx(1.032)
     assert look_interval(10_000) == look_interval(8_000) == 5.0
+
+
+# --- what is divided ----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 1000), st.sets(st.text(max_size=3), min_size=1, max_size=20))
+def test_the_portions_of_all_workers_are_the_whole_and_differ_by_one_at_most(total, workers):
+    portions = [portion(total, workers, worker) for worker in workers]
+    assert sum(portions) == total
+    assert max(portions) - min(portions) <= 1
 
 
 # --- what became of it --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.harness import Daemon, running, until
+from tests.e2e.harness import Daemon, Queues, running, until
 from tests.e2e.stream_harness import DataStream, in_order, key_of, mapping
 
 if TYPE_CHECKING:
@@ -255,3 +255,33 @@ def test_no_daemon_outlives_the_command_that_has_started_it(emulator: Emulator, 
         pids = [json.loads(one.page("/status"))["pid"] for one in (daemon, second)]
         daemon.kill()
     until(lambda: not any(os.path.exists(f"/proc/{pid}/cmdline") for pid in pids), "they have ended")
+
+
+def test_daemons_divide_what_a_queue_may_do_and_who_stays_gets_the_part_of_who_goes(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    queue = Queues(emulator.endpoint_url).create()
+    config = (
+        f'[daemon]\nstate = "sqlite:{tmp_path / "poller.db"}"\nfleet = true\n'
+        '[functions.work]\nhandler = "ledger_handlers:slow"\ntimeout = 20\n'
+        f'[[mappings]]\nname = "work"\nevent_source_arn = "{queue.arn}"\nfunction_name = "work"\nbatch_size = 1\n'
+        "scaling_config = { maximum_concurrency = 6, fleet_concurrency = true }\n"
+    )
+
+    def busy(daemon: Daemon) -> int:
+        count: int = daemon.status()["work"]["in_flight_invocations"]
+        return count
+
+    queue.send([f"m{number}" for number in range(150)])
+    daemons = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        daemons.append(Daemon(tmp_path / name, emulator.endpoint_url, config, WORK_SECONDS="1"))
+    one, two = daemons
+    with running(one):
+        until(lambda: busy(one) == 6, "one has all of it")
+        with running(two):
+            until(lambda: (busy(one), busy(two)) == (3, 3), "they divide it")
+            assert two.stop() == 0
+        until(lambda: busy(one) == 6, "who stays has all of it again")
+        assert one.stop() == 0

@@ -564,3 +564,47 @@ async def test_a_renewal_that_is_answered_after_the_lease_was_given_up_changes_n
             answer.set()
         await settle_down()
         assert one.readings[0].evicted is not None
+
+
+# --- what queues may do -------------------------------------------------------------------------------------------------
+
+
+class Polling(Member):
+    """A keeper of a daemon that polls a queue, and its part of ten invocations at each look."""
+
+    def __init__(self, name: str, table: Table) -> None:
+        super().__init__(name, table)
+        self.part = -1
+        self.keeper.divide("orders", self._looked)
+
+    def _looked(self) -> None:
+        self.part = self.keeper.portion("orders", 10)
+
+
+@virtual
+async def test_nothing_is_anybodys_part_before_the_table_was_looked_at():
+    one = Polling("w1", Table())
+    assert one.keeper.portion("orders", 10) == 0
+    async with one.running():
+        await settle_down()
+        assert one.part == 10
+
+
+@virtual
+async def test_workers_that_poll_a_queue_divide_what_it_may_do_as_they_come_stop_and_die():
+    table = Table()
+    async with Polling("w1", table).running() as one, Member("w2", table).running():
+        await anyio.sleep(3.0)
+        assert one.part == 10, "the other one does not poll it"
+        async with Polling("w3", table).running() as three:
+            async with Polling("w4", table).running() as four:
+                await anyio.sleep(3.0)
+                assert [one.part, three.part, four.part] == [4, 3, 3]
+                four.keeper.withdraw("orders")
+                await anyio.sleep(3.0)
+                assert [one.part, three.part] == [5, 5]
+            await anyio.sleep(3.0)
+        await anyio.sleep(FAILOVER_TIME - 5.0)
+        assert one.part == 5, "it may still be at work"
+        await anyio.sleep(4.0)
+        assert one.part == 10

@@ -311,3 +311,16 @@ async def test_what_waits_to_be_given_back_is_worked_on_when_the_pipeline_opens_
         await anyio.sleep(1)
         assert mapping.queue.acked[-5:] == late
         assert mapping.queue.released == []
+
+
+@virtual
+async def test_a_limit_that_changes_holds_for_what_begins_from_then_on():
+    mapping = Mapping(function=Function(handler=taking(1.0)), batch_size=1, maximum_concurrency=1)
+    mapping.queue.send(500)
+    async with mapping.running() as pipeline:
+        for limit in (4, 20, 3, 0, 7):
+            pipeline.fit(limit)
+            await anyio.sleep(5.5)
+            await settle_down()
+            assert pipeline.dispatch.in_flight_invocations == pipeline.workers == limit
+    assert mapping.queue.peak_receiving <= 20
