@@ -114,6 +114,7 @@ class Member:
         )
         self.seconds: float | None = None
         self.reply: Callable[[Any], Awaitable[Any]] | None = None
+        self.began: Callable[[tuple[str, ...]], None] = lambda _: None
         self.keeper: Any = None
         self.process = anyio.CancelScope()
         self.ended = anyio.Event()
@@ -123,6 +124,7 @@ class Member:
         ids = tuple(record["messageId"] for record in records)
         entry = Entry(anyio.current_time(), self.name, ids, tuple(record["group"] for record in records))
         self.fleet.begun.append(entry)
+        self.began(ids)
         await anyio.sleep(self.fleet.seconds if self.seconds is None else self.seconds)
         answer = OK if self.reply is None else await self.reply(call)
         if answer is OK:
