@@ -6,10 +6,12 @@ import gc
 import ssl
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 import trustme
 from anyio import create_task_group
 
+from poller.aws import slices, wire
 from poller.aws.session import AwsSession
 from poller.aws.slices import LARGE
 from poller.config import Aws
@@ -146,6 +148,29 @@ async def test_a_large_reply_leaves_the_collector_as_it_was(
         assert gc.isenabled() == collecting
     finally:
         gc.enable()
+
+
+async def test_large_replies_are_read_one_after_the_other(
+    session: AwsSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[int] = []
+    ended: list[int] = []
+
+    async def loads(text: bytes) -> Any:
+        began.append(len(text))
+        assert len(began) == len(ended) + 1
+        parsed = await slices.loads(text)
+        ended.append(len(text))
+        return parsed
+
+    monkeypatch.setattr(wire, "loads", loads)
+    hot = await session.hot("kinesis")
+    assert isinstance(hot, wire.Wire)
+    replies = [orjson.dumps({"Records": [{"N": "x" * 1000}] * count}) for count in (2000, 3000, 2500)]
+    async with create_task_group() as tasks:
+        for reply in replies:
+            tasks.start_soon(hot._read, "GetRecords", reply)
+    assert ended == list(map(len, replies))
 
 
 @pytest.mark.parametrize("body", [b"[]", b'{"Code": "x"}', b'{"__type": 7, "Message": 8}'])
