@@ -7,6 +7,8 @@ import time
 ACCOUNT = "123456789012"
 #: Queues and streams whose name begins so never have anything.
 IDLE = "idle-"
+#: These bring one message, for the first who asks, and nothing more.
+ONCE = "once-"
 HEAD = (
     b"HTTP/1.1 %d %s\r\nx-amzn-RequestId: 8c4f6c3e-7f5b-5d6c-9a3e-2f1f6c7e5b4a\r\nContent-Type: application/x-amz-json-1.0\r\n"
     b"Date: %s\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n"

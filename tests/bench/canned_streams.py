@@ -1,7 +1,8 @@
 """Kinesis and DynamoDB Streams as the canned endpoint speaks them: shards that never end, or that are always empty.
 
 A stream's name says what it is: `busy-4` has four shards and brings 1,000 records a read; `full-1` has one and brings as many
-as the reader allows, `overfull-1` 10,000 whatever it allows; `idle-1000` has a thousand shards and never anything.
+as the reader allows, `overfull-1` 10,000 whatever it allows; `idle-1000` has a thousand shards and never anything, `once-1000`
+one record in one of them. The records of `busy-4-100` are of 100 bytes, and as many as fit the 10 MB of a reply.
 
 An iterator is the number of a page. All pages of a kind are the same but for the page's number in sequence numbers and event
 ids, so a reply is a copy of a template with that number filled in, and whatever reads a shard twice gets the same twice.
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 #: Records of a reply, and of the largest that there can be.
 USUAL = 1000
 MOST = 10_000
+#: Bytes of data that a reply may bring.
+LARGEST = 10_000_000
 #: Bytes of a Kinesis record before base64.
 DATA_SIZE = 1024
 KEYS = 997
@@ -35,8 +38,8 @@ _NUMBER = b"%012d"
 _BEHIND = 60_000
 
 
-def order(place: int, size: int, note: str = "note") -> dict[str, Any]:
-    """About `size` bytes of JSON; every other order is paid, so that a filter can pass half."""
+def order(place: int, size: int) -> bytes:
+    """JSON of `size` bytes, a number if there is no room for more; every other order is paid: a filter can pass half."""
     found = {
         "order": f"{10_000_000 + place}",
         "status": "open" if place % 2 else "paid",
@@ -45,10 +48,13 @@ def order(place: int, size: int, note: str = "note") -> dict[str, Any]:
         "lines": [
             {"sku": f"A-{place % 83:04}-{line}", "count": line + 1, "price": 1999} for line in range(3)
         ],
-        note: "",
+        "note": "",
     }
-    found[note] = "x" * (size - len(orjson.dumps(found)))
-    return found
+    room = size - len(orjson.dumps(found))
+    if room < 0:
+        return b"%0*d" % (size, place)
+    found["note"] = "x" * room
+    return orjson.dumps(found)
 
 
 class _Streams(ABC):
@@ -74,7 +80,7 @@ class _Streams(ABC):
 
     def shards(self, stream: str) -> list[dict[str, Any]]:
         """All shards of a stream, as both services describe them."""
-        count = int(stream.rpartition("-")[2])
+        count = int(stream.split("-")[1])
         first = {"StartingSequenceNumber": "49590338271490256608559692538361571095000000000000000000"}
         names = map(self.shard_id.format, range(count))
         return [{"ShardId": name, "SequenceNumberRange": first} for name in names]
@@ -88,15 +94,22 @@ class _Streams(ABC):
 
     def _get(self, iterator: str, limit: int) -> bytes:
         stream, shard, page = iterator.split("/")
-        kind = stream.partition("-")[0]
-        count = {"idle": 0, "busy": min(limit, USUAL), "full": min(limit, self.most), "overfull": MOST}[kind]
-        self._counts["read"] += count
         number = int(page)
-        reply = self._template(f"{stream}/{shard}", count)
+        kind, _, *size = stream.split("-")
+        data_size = int(size[0]) if size else DATA_SIZE
+        count = {
+            "idle": 0,
+            "once": int(number == 0 and shard == self.shard_id.format(0)),
+            "busy": min(limit, USUAL, LARGEST // data_size),
+            "full": min(limit, self.most),
+            "overfull": MOST,
+        }[kind]
+        self._counts["read"] += count
+        reply = self._template(f"{stream}/{shard}", count, data_size)
         return reply.replace(_PAGE, _NUMBER % number).replace(_NEXT, _NUMBER % (number + 1))
 
-    def _made(self, shard: str, count: int) -> bytes:
-        records = [self.record(place) for place in range(count)]
+    def _made(self, shard: str, count: int, data_size: int) -> bytes:
+        records = [self.record(place, data_size) for place in range(count)]
         reply = {"Records": records, "NextShardIterator": f"{shard}/{_NEXT.decode()}"}
         return http(orjson.dumps({**reply, **self.beside(count)}))
 
@@ -105,8 +118,8 @@ class _Streams(ABC):
         """The page that a record is in."""
 
     @abstractmethod
-    def record(self, place: int) -> dict[str, Any]:
-        """The record at `place` of a page."""
+    def record(self, place: int, data_size: int) -> dict[str, Any]:
+        """The record at `place` of a page; its data is of so many bytes, if the service leaves that open."""
 
     @abstractmethod
     def beside(self, count: int) -> dict[str, Any]:
@@ -134,11 +147,11 @@ class Kinesis(_Streams):
     def page_of(self, sequence_number: str) -> int:
         return int(sequence_number[38:50])
 
-    def record(self, place: int) -> dict[str, Any]:
+    def record(self, place: int, data_size: int) -> dict[str, Any]:
         return {
             "SequenceNumber": f"49590338271490256608559692538361571095{_PAGE.decode()}{place:06}",
             "ApproximateArrivalTimestamp": round(time.time(), 3),
-            "Data": base64.b64encode(orjson.dumps(order(place, DATA_SIZE))).decode(),
+            "Data": base64.b64encode(order(place, data_size)).decode(),
             "PartitionKey": f"customer-{place * 31 % KEYS:05}",
         }
 
@@ -160,7 +173,7 @@ class DynamoDbStreams(_Streams):
     def page_of(self, sequence_number: str) -> int:
         return int(sequence_number[3:15])
 
-    def record(self, place: int) -> dict[str, Any]:
+    def record(self, place: int, data_size: int) -> dict[str, Any]:
         key = {"pk": {"S": f"customer-{place * 31 % KEYS:05}"}, "sk": {"N": str(place)}}
         status = {"S": "open" if place % 2 else "paid"}
         return {
