@@ -62,12 +62,22 @@ class State:
         """The store; raises StoreError when it cannot be used."""
         async with self._opening:
             if self._store is None:
-                self._store = await self._open()
+                store = await self._open()
                 if self._config.shares:
-                    self._store = await lease_tables.beside(self._store, self._whole, self._session)
-                    self.leases = self._keeper(self._store)
+                    # Before the store is known: whoever gets that without leases would read everything alone.
+                    store = await self._beside(store)
+                    self.leases = self._keeper(store)
                     self._begun.set()
+                self._store = store
             return self._store
+
+    async def _beside(self, store: SharedStore) -> SharedStore:
+        try:
+            return await lease_tables.beside(store, self._whole, self._session)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await store.aclose()
+            raise
 
     async def _open(self) -> SharedStore:
         kind, _, place = self._config.state.partition(":")
