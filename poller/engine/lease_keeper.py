@@ -74,7 +74,7 @@ CLAIMING = 100
 SHUNNED = 3.0
 BURIED = 60.0
 #: Facts that are kept for `/status`.
-HISTORY = 20
+HISTORY = 100
 
 
 class Tenant(Protocol):
