@@ -147,11 +147,19 @@ class Member:
             with self.process:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self.leases.run)
-                    async with self.clicks.open() as self.keeper:
-                        await self.keeper.run()
+                    await self._run()
                     self.leases.quiet()
         finally:
             self.ended.set()
+
+    async def _run(self) -> None:
+        """Run the mapping; what cannot be opened now is tried again, as its child does."""
+        try:
+            async with self.clicks.open() as self.keeper:
+                await self.keeper.run()
+        except StoreError:
+            await anyio.sleep(1.0)
+            await self._run()
 
     async def stop(self) -> None:
         """As at SIGTERM."""

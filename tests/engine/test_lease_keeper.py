@@ -566,6 +566,54 @@ async def test_a_renewal_that_is_answered_after_the_lease_was_given_up_changes_n
         assert one.readings[0].evicted is not None
 
 
+@virtual
+async def test_a_release_that_comes_to_its_end_after_the_lease_was_given_up_changes_nothing():
+    table = Table(1)
+    slow(table, "release", 3.0)
+    one = Member("w1", table)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.keeper.run)
+        await anyio.sleep(2.0)
+        tasks.start_soon(one.keeper.complete, ("clicks", "s0"))
+        await anyio.sleep(4.0)
+        events = [fact.event for fact in one.observer.facts]
+        assert events[:2] == ["claimed", "lost"], "a look has shown it"
+        assert "released" not in events
+        one.keeper.quiet()
+
+
+# --- what it tells ------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_the_status_shows_workers_leases_and_what_has_happened():
+    table = Table(4)
+    async with Member("w1", table).running() as one:
+        before = one.keeper.status()
+        assert (before.worker, before.workers, before.leases) == ("w1", (), ())
+        async with Member("w2", table).running() as two:
+            await anyio.sleep(20.0)
+            status = one.keeper.status()
+            assert [(worker.id, worker.leases, worker.present) for worker in status.workers] == [
+                ("w1", len(one.shards), True),
+                ("w2", len(two.shards), True),
+            ]
+            assert [worker.load for worker in status.workers] == [len(one.shards), len(two.shards)]
+            assert [worker.mappings for worker in status.workers] == [("clicks",)] * 2
+            assert [lease.shard for lease in status.leases] == ["s0", "s1", "s2", "s3"]
+            assert {lease.owner for lease in status.leases} == {"w1", "w2"}
+            assert max(lease.age for lease in status.leases) <= FAILOVER_TIME / 2 + 1
+            assert [note.event for note in status.history] == ["claimed"] * len(one.shards)
+        await anyio.sleep(2 * FAILOVER_TIME)
+        assert [worker.present for worker in one.keeper.status().workers] == [True, False]
+        lease = table._leases["clicks", "s0"]
+        table._put(
+            Lease("clicks", "s0", owner="w1", checkpoint=Checkpoint(finished=True), counter=lease.counter)
+        )
+        await anyio.sleep(1.1)
+        assert [lease.shard for lease in one.keeper.status().leases] == ["s1", "s2", "s3"]
+
+
 # --- what queues may do -------------------------------------------------------------------------------------------------
 
 

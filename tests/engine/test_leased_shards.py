@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from poller.core.breaker import CircuitPolicy
 from poller.core.leases import FAILOVER_TIME
-from poller.engine.tenancy import STUCK
+from poller.engine.dispatch import Dispatch
+from poller.engine.door import Door
+from poller.engine.invoker import Call, FunctionPlan, Invoker
+from poller.engine.slots import Places, Slots
+from poller.engine.tenancy import STUCK, Watched
 from poller.errors import StoreError, Unreachable
-from poller.model import Checkpoint, Lease, Returned
+from poller.model import Checkpoint, Lease, Returned, Shard, StartAt
 from poller.stores.memory import MemoryStore
-from tests.engine.fakes import BUSY, ERROR, virtual
+from tests.engine.fakes import BUSY, ERROR, Function, Recorder, virtual, world
 from tests.engine.fleet import Fleet
 from tests.engine.stream_fakes import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.engine.fleet import Member
 
 
@@ -275,6 +284,20 @@ async def test_the_fence_lets_nothing_begin_even_before_the_loss_is_noticed():
     assert one.events.count("lost") == 1
 
 
+@virtual
+async def test_behind_a_fence_no_invocation_begins_and_no_slot_is_kept():
+    places = Places(1)
+    function = Function()
+    invoker = Invoker(FunctionPlan("f", "arn", 3.0), function, Slots(places, None), Recorder(), world())
+    dispatch = Dispatch(invoker, Door(), None)
+    fences = [True]
+    dispatch.fence = lambda: fences[-1]
+    assert await dispatch.invoke(Call("clicks", "kinesis", partial=False, event={"Records": []})) is not None
+    fences.append(False)
+    assert await dispatch.invoke(Call("clicks", "kinesis", partial=False, event={"Records": []})) is None
+    assert (len(function.calls), places.taken) == (1, 0)
+
+
 # --- shards that split and merge ----------------------------------------------------------------------------------------
 
 
@@ -309,12 +332,170 @@ async def test_a_child_that_another_worker_has_found_is_looked_up_before_it_is_r
     one = fleet.member("w1")
     async with one.running():
         await anyio.sleep(5.0)
-        one_child, _ = fleet.stream.split("shard-000")
-        fleet.stream.listing_failures = [Unreachable("down"), Unreachable("down")]
-        await fleet.table.add(Lease("clicks", one_child, ("shard-000",)))
-        fleet.stream.put(shard=one_child)
-        await anyio.sleep(30.0)
+        fleet.stream.names_children = False
+        # All of the parent was done by somebody else, who has found the child.
+        child = fleet.stream.create()
+        fleet.stream.listing_failures = [Unreachable("down")] * 4
+        await fleet.table.add(Lease("clicks", child))
+        fleet.stream.put(shard=child)
+        await anyio.sleep(3.0)
+        assert [shard.doing for shard in one.keeper.shards()] == ["reading", "cannot be found: down"]
+        await anyio.sleep(8.0)
         check_nothing_lost(fleet)
+        assert [shard.doing for shard in one.keeper.shards()] == ["reading", "reading"]
+
+
+@virtual
+async def test_a_shard_that_the_stream_has_no_more_is_finished_for_all():
+    fleet = Fleet(Stream(1))
+    one = fleet.member("w1")
+    async with one.running():
+        await anyio.sleep(5.0)
+        fleet.stream.gone.add("shard-009")
+        await fleet.table.add(Lease("clicks", "shard-009"))
+        await anyio.sleep(5.0)
+        assert await fleet.finished() == {"shard-009"}
+
+
+@virtual
+async def test_a_lease_that_is_lost_while_its_children_are_taken_in_is_not_finished():
+    fleet = Fleet(Stream(1))
+    one = fleet.member("w1")
+    async with one.running():
+        await feed(fleet, 5.0)
+        quick = fleet.table.add
+
+        async def add(lease: Lease) -> None:
+            raise StoreError("too busy")
+
+        fleet.table.add = add  # type: ignore[method-assign]
+        fleet.stream.split("shard-000")
+        await anyio.sleep(2.0)
+        steal(fleet, "shard-000")
+        await anyio.sleep(5.0)
+        assert one.events[-1] == "lost"
+        fleet.table.add = quick  # type: ignore[method-assign]
+        await anyio.sleep(60.0)
+        assert await fleet.finished() == {"shard-000"}, "by who takes it in the end"
+
+
+@virtual
+async def test_a_lease_that_is_lost_in_the_moment_in_which_it_is_finished_stays_with_who_has_it():
+    fleet = Fleet(Stream(1))
+    one = fleet.member("w1")
+    async with one.running():
+        await feed(fleet, 5.0)
+        quick = fleet.table.release
+
+        async def release(lease: Lease, checkpoint: Checkpoint, to: str = "") -> bool:
+            steal(fleet, lease.shard)
+            return await quick(lease, checkpoint, to)
+
+        fleet.table.release = release  # type: ignore[method-assign]
+        fleet.stream.close("shard-000")
+        await anyio.sleep(2.0)
+        assert await fleet.finished() == set()
+        assert one.events[-1] == "lost"
+        fleet.table.release = quick  # type: ignore[method-assign]
+        await anyio.sleep(30.0)
+        assert await fleet.finished() == {"shard-000"}
+
+
+@virtual
+async def test_a_lease_that_is_claimed_while_the_mapping_ends_is_given_back():
+    fleet = Fleet(Stream(1))
+    one = fleet.member("w1")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.leases.run)
+        async with one.clicks.open() as keeper:
+            one.leases.enlist("clicks", keeper._admit)
+            await anyio.sleep(3.0)
+            assert one.shards == {"shard-000"}
+            assert fleet.begun == []
+        assert await fleet.owners() == {"shard-000": ""}
+        one.leases.quiet()
+
+
+@virtual
+async def test_a_watched_reader_is_the_reader_but_tells_when_it_has_received():
+    fleet = Fleet(Stream(1))
+    fleet.stream.put(2, size=30)
+    told: list[int] = []
+    tenancy = SimpleNamespace(received=told.append)
+    async with fleet.stream.open(Shard("shard-000"), StartAt()) as reader:
+        reader.ack = reader.release = lambda *arguments: _answer(arguments)
+        watched = Watched(reader, tenancy)
+        assert (watched.behind, watched.doing, watched.ended, watched.children) == (1.0, "reading", False, ())
+        records = await watched.receive(10, 1.0)
+        assert told == [60]
+        assert await watched.ack(records) == (records,)
+        await watched.release(records, 2.0)
+
+
+async def _answer(arguments: tuple[Any, ...]) -> Any:
+    return arguments
+
+
+def steal(fleet: Fleet, shard: str) -> None:
+    """Another worker, which is never seen again, takes a lease."""
+    lease = fleet.table._leases["clicks", shard]
+    fleet.table._put(replace(lease, owner="w9", counter=lease.counter + 1))
+
+
+@virtual
+async def test_who_loses_a_lease_and_takes_it_again_reads_it_once_the_former_reader_has_ended():
+    fleet = Fleet(Stream(1))
+    one = fleet.member("w1")
+    closing = anyio.Event()
+    quick = fleet.stream.open
+
+    @asynccontextmanager
+    async def slow_to_close(shard: Shard, start: StartAt) -> AsyncIterator[Any]:
+        async with quick(shard, start) as reader:
+            try:
+                yield reader
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await closing.wait()
+
+    fleet.stream.open = slow_to_close  # type: ignore[method-assign]
+    async with one.running():
+        await feed(fleet, 5.0)
+        steal(fleet, "shard-000")
+        await anyio.sleep(FAILOVER_TIME + 3.0)
+        fleet.stream.put(3)
+        assert one.events == ["claimed", "lost", "claimed"]
+        assert repr(one.keeper._tenancies["shard-000"]) == "<Tenancy of shard-000>"
+        steal(fleet, "shard-000")
+        await anyio.sleep(FAILOVER_TIME + 3.0)
+        assert one.events == ["claimed", "lost"] * 2 + ["claimed"]
+        await anyio.sleep(100.0)
+        assert len(one.shards) == 1, "it waits for something that it knows"
+        assert fleet.stream.reading == {"shard-000": 1}
+        closing.set()
+        await anyio.sleep(1.0)
+        check_nothing_lost(fleet)
+        assert fleet.stream.reading == {"shard-000": 1}
+
+
+@virtual
+async def test_a_lease_that_waits_for_its_former_reader_can_be_given_back():
+    fleet = Fleet(Stream(1))
+    one = fleet.member("w1")
+    async with one.running():
+        await feed(fleet, 5.0)
+        tenancy = one.keeper._tenancies["shard-000"]
+        tenancy.ended = anyio.Event()
+        tenancy.scope = anyio.CancelScope()
+        steal(fleet, "shard-000")
+        await anyio.sleep(FAILOVER_TIME + 3.0)
+        assert one.shards
+        written = (await fleet.table.load("clicks"))["shard-000"]
+        with anyio.fail_after(1.0):
+            one.keeper.close()
+            await one.leases.vacated("clicks")
+        assert (await fleet.table.load("clicks"))["shard-000"] == written
+        tenancy.ended.set()
 
 
 @virtual

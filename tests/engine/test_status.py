@@ -12,6 +12,8 @@ from poller.model import (
     FilteredOut,
     FunctionError,
     Invoked,
+    LeaseChanged,
+    LeaseEvent,
     MappingState,
     NotInvoked,
     Parked,
@@ -100,6 +102,7 @@ def test_facts_that_are_not_about_records_change_nothing():
     board = Board()
     board.state_changed(StateChanged("orders", MappingState.RUNNING))
     board.api_request(ApiRequest("sqs", "ReceiveMessage", "ok", 0.1))
+    board.lease_changed(LeaseChanged("orders", "shard-1", LeaseEvent.CLAIMED))
     assert board.totals == {}
 
 
