@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNTIME_STAMP := $(VENV)/.installed-runtime
 
-.PHONY: demo test unit lint types cover bench clean
+.PHONY: demo test unit lint types cover bench bench-scale clean
 
 demo: $(RUNTIME_STAMP)  ## the emulator, some traffic and the real daemon, live; SECONDS=20 ends it by itself
 	$(BIN)/poller demo $(if $(SECONDS),--seconds $(SECONDS))
@@ -35,6 +35,9 @@ cover: $(STAMP)  ## the tests, with branch coverage: core and engine 100 %
 bench: $(STAMP)  ## speed against its baselines, in one run; results go to tests/bench/results
 	$(BIN)/python -m tests.bench --save
 	$(BIN)/python -m tests.bench.invocations
+
+bench-scale: $(STAMP)  ## cost against load, drawn; results go to tests/bench/results
+	$(BIN)/python -m tests.bench.scale --save
 
 clean:
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -6,11 +6,12 @@ what was done is what the endpoint has seen, so that nobody asks the daemon anyt
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tests.bench.canned_reply import IDLE, ONCE
 from tests.bench.functions import WAIT
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 LONG_POLL = 20.0
 #: Seconds until the shards of a new daemon are read as rarely as they will be.
 SHARDS_QUIET = 6.0
+#: Seconds until several daemons have divided the shards.
+SHARED_OUT = 8.0
+#: Seconds for the longest start, on a busy machine.
+OPENED_WITHIN = 180.0
 #: Messages a second of the queues that share a load, and of one receive.
 SHARED, RECEIVED = 2000, 10
 #: Each queue that has one message only has it once in a run of the endpoint.
@@ -59,7 +64,7 @@ class Point:
     endpoint: float
     """Of a core, over the window."""
     ready: float
-    """Seconds from the start of the process."""
+    """Seconds from the start of the process until it is ready, or, with shards, until all are read."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,6 @@ class Curve:
     """What `Point.rate` counts."""
     loads: tuple[int, ...]
     measure: Callable[[Endpoint, Timing, tuple[int, ...]], Iterator[Point]]
-    why: str = field(default="", repr=False)
-    """Why it bends where it bends: what a profile of the point showed."""
     panel: str = ""
     """Curves of one panel are drawn over each other."""
     idle: bool = False
@@ -116,14 +119,19 @@ def _point(
 
 
 def _busy(
-    load: Callable[[int], list[Mapped]], done: str, module: str = "poller", *, concurrent: bool = False
+    load: Callable[[int], list[Mapped]],
+    done: str,
+    module: str = "poller",
+    *,
+    x_is: Literal["in the mappings", "concurrency", "processes"] = "in the mappings",
 ) -> Callable[[Endpoint, Timing, tuple[int, ...]], Iterator[Point]]:
     def measure(endpoint: Endpoint, timing: Timing, loads: tuple[int, ...]) -> Iterator[Point]:
         for x in loads:
-            places = x if concurrent else 1000
-            with daemon(endpoint.url, load(x), module, concurrency=places) as running:
+            places = x if x_is == "concurrency" else 1000
+            processes = x if x_is == "processes" else 0
+            with daemon(endpoint.url, load(x), module, concurrency=places, processes=processes) as running:
                 ready = running.ready()
-                pause(timing.warm_up)
+                pause(timing.warm_up + (SHARED_OUT if processes else 0.0))
                 found = _windows(endpoint, running, done, timing.seconds, timing.windows)
                 yield _point(x, found["each"], found, running, ready, timing.watched)
 
@@ -158,12 +166,23 @@ def _idle_queues(endpoint: Endpoint, timing: Timing, loads: tuple[int, ...]) -> 
 
 def _idle_shards(endpoint: Endpoint, timing: Timing, loads: tuple[int, ...]) -> Iterator[Point]:
     for x in loads:
+        sought = endpoint.stats().get("GetShardIterator", 0)
         # The first page of the first shard has one record.
         with daemon(endpoint.url, [kinesis(f"{ONCE}{x}", THOUSAND)]) as running:
-            ready = running.ready()
+            ready = _opened(endpoint, running, sought + x)
             pause(timing.warm_up + SHARDS_QUIET)
             found = _windows(endpoint, running, "GetRecords", timing.seconds, timing.windows)
             yield _point(x, 1000 * found["core"], found, running, ready, timing.watched)
+
+
+def _opened(endpoint: Endpoint, running: Daemon, iterators: float) -> float:
+    """Wait until so many iterators were sought in all: one a shard. Return the seconds since the start of the process."""
+    running.ready()
+    while (took := time.monotonic() - running.begun) < OPENED_WITHIN:
+        if endpoint.stats().get("GetShardIterator", 0) >= iterators:
+            return took
+        pause(0.1)
+    raise RuntimeError("the daemon does not open all shards")
 
 
 # --- the curves ---------------------------------------------------------------------------------------------------------
@@ -178,6 +197,7 @@ QUEUES = (1, 10, 100, 300, 1000)
 SHARDS = (1, 10, 100, 1000, 2500, 5000)
 SIZES = (10, 100, 1000, 10_000, 100_000, 262_144)
 CONCURRENCY = (1, 4, 16, 64, 250, 1000)
+PROCESSES = (1, 2)
 CURVES = (
     Curve(
         "queues-idle",
@@ -203,7 +223,7 @@ CURVES = (
     ),
     Curve(
         "queues-busy",
-        f"{SHARED:,} messages a second, by tens, spread over the queues",
+        f"{SHARED:,} messages a second, ten at a time, spread over the queues",
         "queues",
         "CPU us a message",
         "messages a second",
@@ -238,7 +258,27 @@ CURVES = (
         "CPU us a message",
         "messages a second",
         CONCURRENCY,
-        _busy(lambda _: [queue("busy", function="waiting")], "deleted", concurrent=True),
+        _busy(lambda _: [queue("busy", function="waiting")], "deleted", x_is="concurrency"),
         panel="concurrency",
+    ),
+    Curve(
+        "processes-sqs",
+        "`--processes N`, SQS as in the bench: at 10 invocations at a time for each process",
+        "processes",
+        "CPU us a message",
+        "messages a second",
+        PROCESSES,
+        _busy(lambda _: [queue("busy", TEN)], "deleted", x_is="processes"),
+        panel="processes",
+    ),
+    Curve(
+        "processes-kinesis",
+        "`--processes N`, Kinesis as in the bench: 4 shards",
+        "processes",
+        "CPU us a record",
+        "records a second",
+        PROCESSES,
+        _busy(lambda _: [kinesis("busy-4", THOUSAND)], "read", UNPACED, x_is="processes"),
+        panel="processes",
     ),
 )

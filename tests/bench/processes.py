@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import copy
 from tempfile import TemporaryDirectory
@@ -133,7 +133,8 @@ def _measured(command: list[str], seconds: float) -> dict[str, float]:
 
 _FILE = """\
 [daemon]
-state = "memory:"
+state = "{state}"
+fleet = {fleet}
 listen = "127.0.0.1:{port}"
 concurrency = {concurrency}
 shutdown_timeout = 2
@@ -186,15 +187,20 @@ class Daemon:
                 return time.monotonic() - self.begun
         raise RuntimeError("the daemon does not become ready")
 
+    def workers(self) -> list[int]:
+        """The processes that do the work: itself, or those that it has started."""
+        return _children(self.process.pid) or [self.process.pid]
+
     def cpu(self) -> float:
-        """CPU seconds of the process so far, to the nanosecond, without asking it: an idle one would have to work for that."""
+        """CPU seconds of all its processes so far, to the nanosecond, without asking them: an idle one would have to work for
+        that.
+        """
         # Linux's clock_getcpuclockid(3), which Python has for threads only.
-        return time.clock_gettime(~self.process.pid << 3 | 2)
+        return sum(time.clock_gettime(~pid << 3 | 2) for pid in {self.process.pid, *self.workers()})
 
     def resident(self) -> int:
-        """Bytes of memory that it has."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        """Bytes of memory that its processes have; what they share counts for each."""
+        return sum(_resident(pid) for pid in {self.process.pid, *self.workers()})
 
     def metrics(self) -> dict[str, float]:
         """Each family's sum over its series, and the time of the scrape."""
@@ -224,13 +230,15 @@ class Daemon:
         return {"allocations": gross(self._findings.with_name("allocations.bin")) / done, "kept": net / done}
 
     def _signal(self, number: signal.Signals) -> None:
-        # Before its first invocation the process would die of it.
-        self._wait_for("began")
-        self.process.send_signal(number)
+        # Before its first invocation a process would die of it.
+        workers = self.workers()
+        self._wait_for("began", len(workers))
+        for pid in workers:
+            os.kill(pid, number)
 
-    def _wait_for(self, finding: str) -> float:
+    def _wait_for(self, finding: str, times: int = 1) -> float:
         for _ in range(int(PATIENCE / 0.005)):
-            if found := self._found(finding):
+            if len(found := self._found(finding)) >= times:
                 return found[-1][1]
             pause(0.005)
         raise RuntimeError(f"the daemon does not tell that it has {finding}")
@@ -241,6 +249,21 @@ class Daemon:
         # The last line may be half-written.
         lines = self._findings.read_text().rpartition("\n")[0].splitlines()
         return [(at, value) for name, at, value in map(json.loads, lines) if name == finding]
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        # One that has ended meanwhile is nobody's child. A program's name may have anything in it, but stands in brackets.
+        with suppress(OSError):
+            if int(file.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(file.parent.name))
+    return found
+
+
+def _resident(pid: int) -> int:
+    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Mapped(NamedTuple):
@@ -274,11 +297,21 @@ def write_config(
     mappings: list[Mapped],
     ca_bundle: Path | None = None,
     concurrency: int = 1000,
+    *,
+    fleet: bool = False,
 ) -> tuple[Path, int]:
     """Write a file with `mappings`, and the handlers beside it; return the file and its port."""
     port = _free_port()
     aws = f'ca_bundle = "{ca_bundle}"\n' if ca_bundle else ""
-    text = _FILE.format(port=port, concurrency=concurrency, region=REGION, endpoint=url, aws=aws)
+    text = _FILE.format(
+        state=f"sqlite:{folder / 'state.db'}" if fleet else "memory:",
+        fleet=str(fleet).lower(),
+        port=port,
+        concurrency=concurrency,
+        region=REGION,
+        endpoint=url,
+        aws=aws,
+    )
     text += "".join(_FUNCTION.format(name=name) for name in {one.function for one in mappings})
     text += "".join(_MAPPING.format(**one._asdict()) for one in mappings)
     file = folder / "poller.toml"
@@ -295,12 +328,17 @@ def daemon(
     *,
     ca_bundle: Path | None = None,
     concurrency: int = 1000,
+    processes: int = 0,
 ) -> Iterator[Daemon]:
-    """Run the real daemon on the endpoint at `url`; `module` is what makes one of it."""
+    """Run the real daemon on the endpoint at `url`; `module` is what makes one of it.
+
+    With `processes` so many, which share a state on disk; without, one with a state in memory.
+    """
     with TemporaryDirectory() as folder:
-        file, port = write_config(Path(folder), url, mappings, ca_bundle, concurrency)
+        file, port = write_config(Path(folder), url, mappings, ca_bundle, concurrency, fleet=processes > 0)
         findings = Path(folder) / "findings"
         command = [sys.executable, "-m", module, "run", "-c", str(file), "--log-level", "error"]
+        command += ["--processes", str(processes)] if processes else []
         begun = time.monotonic()
         process = subprocess.Popen(command, env=environment() | {"BENCH_FINDINGS": str(findings)}, cwd=folder)
         try:

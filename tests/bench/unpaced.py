@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from math import inf
 
+from poller.app import processes
 from poller.cli import main
 from poller.sources.dynamodb_streams import DynamoDbStream
 from poller.sources.kinesis import KinesisStream
@@ -19,6 +20,11 @@ def unpace() -> None:
     """For this process."""
     for stream in (KinesisStream, DynamoDbStream):
         stream.reads_per_second = stream.bytes_per_second = inf
+    # What `--processes` starts is to be the same.
+    command_of = processes.command_of
+    processes.command_of = lambda *args: [
+        __spec__.name if part == "poller" else part for part in command_of(*args)
+    ]
 
 
 if __name__ == "__main__":
