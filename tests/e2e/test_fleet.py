@@ -32,6 +32,9 @@ SHARDS = int(os.environ.get("POLLER_E2E_FLEET_SHARDS", "8"))
 RECORDS = int(os.environ.get("POLLER_E2E_FLEET_RECORDS", "6000"))
 ROUNDS = int(os.environ.get("POLLER_E2E_FLEET_ROUNDS", "1"))
 FAILOVER = 5
+#: Seconds for a failover and for a clean hand-off, in which other tests may run beside this one. The figures are printed: on a
+#: quiet machine the first is the failover time and about one, the second about one.
+FAILOVER_WITHIN, HAND_OFF_WITHIN = 15.0, 6.0
 #: Seconds that a process stands still.
 STANDSTILL = 2.5 * FAILOVER
 
@@ -200,8 +203,8 @@ def test_four_daemons_lose_nothing_through_a_kill_a_stop_and_a_standstill(
     counts = check(fleet)
     told = ", ".join(f"{what} {max(times):.1f} s" for what, times in figures.items())
     print(f"{SHARDS} shards, {counts}: {told}")
-    assert max(figures["crash failover"]) <= 15.0
-    assert max(figures["clean hand-off"]) <= 2.0
+    assert max(figures["crash failover"]) <= FAILOVER_WITHIN
+    assert max(figures["clean hand-off"]) <= HAND_OFF_WITHIN
 
 
 def test_two_daemons_share_a_file_and_what_one_leaves_the_other_goes_on_with(
