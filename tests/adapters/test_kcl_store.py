@@ -518,6 +518,8 @@ async def test_a_row_that_another_has_made_meanwhile_is_moved(aws: ScriptedAws, 
 # --- in the file --------------------------------------------------------------------------------------------------------
 
 FILE = """
+[daemon]
+fleet = true
 [functions.f]
 handler = "m:f"
 [[mappings]]
