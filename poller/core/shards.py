@@ -15,10 +15,11 @@ A parent that was never known has been trimmed away by the source, so there is n
 waited for even when a listing leaves it out: listings are eventually consistent, so only `finish` ends a shard. When the
 source answers that a shard is gone, that is such an end too.
 
-Listings only ever add to the tree. So it does not matter in which order shards are listed, how often, or in how many parts;
-the children that a source names at the end of a shard are learned in the same way. The one exception is the first listing
-of each start, which has to be complete: checkpoints name no parents, and where there is no checkpoint at all it says what
-existed when the mapping began.
+Listings only ever add to the tree. So it does not matter in which order shards are listed, or how often. They have to be
+complete, or a parent that was left out would be taken for one that was trimmed away. The children that a source names at the
+end of a shard are no listing: one that is merged from a parent which is unknown here (that of a shard which was split since
+the last listing) is not `acquainted`, and has to wait for the next listing. Checkpoints name no parents, and where there is no
+checkpoint at all the first listing says what existed when the mapping began.
 
 What a shard that is new to the mapping gets is a checkpoint before its first record:
 
@@ -88,7 +89,7 @@ class ShardTree:
     # --- what the source says ---------------------------------------------------------------------------------------------
 
     def learn(self, shards: Iterable[Shard], now: float) -> dict[str, Checkpoint]:
-        """Take in a listing, or a part of one; return the checkpoints of the shards that are new, parents first.
+        """Take in a listing, or children that are `acquainted`; return the checkpoints of what is new, parents first.
 
         They are to be saved in this order before a shard is begun. Raises `graphlib.CycleError` for a listing in which a
         shard descends from itself.
@@ -101,6 +102,11 @@ class ShardTree:
         # Children first: whether a shard is over and done with can follow from a child that is new as well.
         made = {name: self._begins(name, first=first, now=now) for name in reversed(order)}
         return {name: made[name] for name in order}
+
+    def acquainted(self, children: Collection[Shard]) -> list[Shard]:
+        """Of the children that were named at the end of a shard, those whose parents are all known: they may be learned."""
+        known = self._shards.keys()
+        return [child for child in children if known >= set(child.parents)]
 
     def _link(self, shards: Iterable[Shard]) -> set[str]:
         """Enter shards and their descent; return those that were not known."""

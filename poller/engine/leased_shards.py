@@ -29,7 +29,7 @@ from poller.errors import PollerError
 from poller.model import Lease, Shard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from poller.engine.invoker import Invoker
     from poller.engine.lease_keeper import LeaseKeeper
@@ -227,12 +227,12 @@ class LeasedShardKeeper(ShardKeeper):
     def _is_quiet(self, shard: str) -> bool:
         return self._tenancies[shard].draining or super()._is_quiet(shard)
 
-    async def _finish(self, shard: Shard, children: Iterable[Shard]) -> None:
+    async def _finish(self, shard: Shard, children: Collection[Shard]) -> None:
         tenancy = self._tenancies[shard.id]
         tenancy.finishing = True
         self._opening.pop(shard.id, None)
         self.health.forget(shard.id)
-        await self._learn(children)
+        await self._learn(self._tree.acquainted(children))
         self.checkpoints[shard.id] = replace(self.checkpoints[shard.id], window="", finished=True)
         tenancy.completing = True
         if await self._leases.complete(tenancy.lease.key):

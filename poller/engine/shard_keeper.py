@@ -7,8 +7,8 @@ runs one pipeline a lane over it. The life of a shard here::
                                                                           |
                              forgotten <-- no longer listed <-- finished <'  closed, and every record of it is done
 
-* A shard that has ended names its children, or the next listing does: so the stream is listed again at once, then after
-  growing pauses, up to one listing in `DISCOVERY` seconds.
+* A shard that has ended names its children, or the next listing does (it alone tells of a parent of theirs that is not known
+  here): so the stream is listed again at once, then after growing pauses, up to one listing in `DISCOVERY` seconds.
 * Trouble of one shard is its own: it is tried again with growing pauses while the others go on. A bug is the mapping's.
 * Progress is noted whenever the settled prefix of a shard moves, and written by the `Checkpointer`. Leaving `opened` writes
   what is noted, for up to `flush_timeout` seconds; what is not written then is repeated at the next start.
@@ -43,7 +43,7 @@ from poller.engine.unparking import Unparking
 from poller.errors import PollerError, ShardGone, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 
     from anyio.abc import TaskGroup
 
@@ -423,13 +423,13 @@ class ShardKeeper:
         """Whether a shard is to be read no more."""
         return self._quieted.is_set()
 
-    async def _finish(self, shard: Shard, children: Iterable[Shard]) -> None:
+    async def _finish(self, shard: Shard, children: Collection[Shard]) -> None:
         """A shard is done with: go on to its children."""
         self._opening.pop(shard.id, None)
         self.health.forget(shard.id)
         self._tree.finish(shard.id)
         self.note(shard.id, replace(self.checkpoints[shard.id], finished=True), "")
-        await self._learn(children)
+        await self._learn(self._tree.acquainted(children))
         self._begin_ready()
         self._ended.set()
 

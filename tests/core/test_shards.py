@@ -208,6 +208,19 @@ def test_the_children_named_at_the_end_of_a_shard_follow_at_once():
     assert ready(tree) == ["b", "c"]
 
 
+def test_a_child_that_is_named_with_a_parent_that_no_listing_has_shown_waits_for_the_next_one():
+    tree = started([A, Z])
+    merged = Shard("y", ("c", "z"))
+    assert tree.acquainted([merged]) == []
+    assert tree.acquainted([Shard("x", ("z",)), merged]) == [Shard("x", ("z",))]
+    tree.learn([A, B, C, Z, merged], NOW)
+    tree.begin("z", NOTHING)
+    tree.finish("z")
+    assert ready(tree) == ["a"]
+    assert tree.waits_for("y") == {"c"}
+    assert tree.acquainted([merged]) == [merged]
+
+
 def test_a_shard_that_descends_from_itself_is_refused():
     with pytest.raises(CycleError):
         started([Shard("a", ("b",)), Shard("b", ("a",))])

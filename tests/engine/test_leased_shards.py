@@ -327,6 +327,24 @@ async def test_children_are_read_by_anybody_once_their_parents_are_finished():
 
 
 @virtual
+async def test_a_merged_shard_waits_in_a_fleet_too_for_a_parent_that_came_and_went_since_the_last_listing():
+    fleet = Fleet(Stream(2), seconds=8.0)
+    one, two = fleet.member("w1"), fleet.member("w2")
+    async with one.running(), two.running():
+        await anyio.sleep(5.0)
+        fleet.stream.put(shard="shard-000", key="shard-000")
+        brief, _ = fleet.stream.split("shard-000")
+        merged = fleet.stream.merge(brief, "shard-001")
+        fleet.stream.listing_failures = [Unreachable("down")] * 3
+        fleet.stream.put(shard=merged, key=merged)
+        await anyio.sleep(30.0)
+    check_nothing_lost(fleet)
+    (before,) = (entry.at for entry in fleet.begun if "shard-000" in entry.keys)
+    (after,) = (entry.at for entry in fleet.begun if merged in entry.keys)
+    assert after >= before + 8.0
+
+
+@virtual
 async def test_a_child_that_another_worker_has_found_is_looked_up_before_it_is_read():
     fleet = Fleet(Stream(1))
     one = fleet.member("w1")

@@ -246,6 +246,22 @@ async def test_a_merged_shard_waits_for_both_of_its_parents():
 
 
 @virtual
+async def test_a_merged_shard_waits_for_a_parent_that_came_and_went_since_the_last_listing():
+    clicks = Clicks(stream=Stream(2), function=Function(handler=taking(30)))
+    async with clicks.running():
+        await settle_down()
+        clicks.stream.put(shard="shard-000")
+        brief, _ = clicks.stream.split("shard-000")
+        merged = clicks.stream.merge(brief, "shard-001")
+        clicks.stream.put(shard=merged)
+        await anyio.sleep(20)
+        assert clicks.ids == ["1"]
+        assert doing(clicks)[merged] == f"waiting for its parent {brief}"
+        await anyio.sleep(11)
+        assert clicks.ids == ["1", "2"]
+
+
+@virtual
 async def test_a_child_that_no_listing_names_yet_is_looked_for_with_growing_pauses():
     clicks = Clicks()
     clicks.stream.names_children = False
