@@ -27,7 +27,7 @@ types: $(STAMP)
 
 cover: $(STAMP)  ## the tests, with branch coverage: core and engine 100 %
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --durations=10
+	$(BIN)/coverage run -m pytest -n 3 --dist worksteal --durations=10
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --include='poller/core/*,poller/engine/*' --fail-under=100
 	$(BIN)/coverage report --fail-under=90

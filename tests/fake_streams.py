@@ -17,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import orjson
 
 from poller.errors import AwsError, RequestRefused, ResourceNotFound, Throttled, Unreachable
 
@@ -447,7 +448,9 @@ class FakeDynamoDbStream(FakeStream):
                 return {"ShardIterator": self.seek(params, params.get("SequenceNumber"))}
             case "GetRecords":
                 _, records, onward = self.read(params, 1000)
-                return {"Records": records} | ({"NextShardIterator": onward} if onward else {})
+                return {"Records": list(map(orjson.dumps, records))} | (
+                    {"NextShardIterator": onward} if onward else {}
+                )
         raise AssertionError(f"nobody should call {operation}")
 
     def _describe(self, behind: str | None) -> dict[str, Any]:

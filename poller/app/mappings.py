@@ -97,7 +97,7 @@ def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: S
             id(function.runtime),  # what changes of a function makes another one, but for its code
             *(id(one.runtime) for one in destinations.functions_of(mapping, loaded)),
             config.aws.model_dump_json(),
-            None if mapping.source == "sqs" else streams.reading(mapping, config),
+            None if mapping.source == "sqs" else streams.idle_interval(mapping, config),
             spooler is None,
         ),
         open=open_mapping,

@@ -60,13 +60,12 @@ class Streams:
 
     def get(self, mapping: Mapping, config: Config, session: AwsSession) -> KinesisStream | DynamoDbStream:
         """The stream of `mapping`, read through `session`."""
-        # A mapping that takes the images of a reply over, until a reload gives it company, keeps its replies to itself.
-        key = (mapping.arn.stream, session, *reading(mapping, config))
+        interval = idle_interval(mapping, config)
+        key = (mapping.arn.stream, session, interval)
         stream = self._known.get(key)
         if stream is None:
             service, make = _STREAMS[mapping.source]
             connect = partial(session.api, service, mapping.region)
-            interval = idle_interval(mapping, config)
             stream = self._known[key] = make(mapping.arn.stream, connect, idle_interval=interval)
         return stream
 
@@ -97,16 +96,6 @@ def idle_interval(mapping: Mapping, config: Config) -> float:
         for other in config.mappings
         if other.arn.stream == mapping.arn.stream
     )
-
-
-def is_shared(mapping: Mapping, config: Config) -> bool:
-    """Whether another mapping reads the same stream, and with it the same replies."""
-    return sum(other.arn.stream == mapping.arn.stream for other in config.mappings) > 1
-
-
-def reading(mapping: Mapping, config: Config) -> tuple[float, bool]:
-    """What other mappings of the file decide about how this one reads."""
-    return idle_interval(mapping, config), is_shared(mapping, config)
 
 
 @asynccontextmanager
@@ -149,8 +138,7 @@ async def _parked_in(mapping: Mapping, config: Config, state: State) -> Spool | 
 def envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnvelope:
     """What builds the mapping's records."""
     if mapping.source == "dynamodb":
-        shared = is_shared(mapping, config)
-        return DynamoDbEnvelope(mapping.event_source_arn, mapping.region, shared=shared)
+        return DynamoDbEnvelope(mapping.event_source_arn, mapping.region)
     function = config.functions[mapping.function]
     identity = function.role_arn or f"arn:{mapping.arn.partition}:iam::{mapping.arn.account}:role/poller"
     return KinesisEnvelope(mapping.event_source_arn, mapping.region, identity)
@@ -159,10 +147,6 @@ def envelope(mapping: Mapping, config: Config) -> KinesisEnvelope | DynamoDbEnve
 def polled(mapping: Mapping, config: Config, around: Shared) -> Source:
     """The mapping's stream, read by polling whatever the mapping does: a consumer has one subscription, and that is live."""
     own = envelope(mapping, config)
-    if mapping.source == "dynamodb":
-        # Not what the live mapping reads from: its events may take over the images of their replies.
-        connect = partial(around.session.api, "dynamodbstreams", mapping.region)
-        return _polled(mapping, DynamoDbStream(mapping.arn.stream, connect), own, around)
     return _polled(mapping, around.streams.get(mapping, config, around.session), own, around)
 
 
@@ -181,7 +165,7 @@ async def _source(
     mapping: Mapping, config: Config, envelope: KinesisEnvelope | DynamoDbEnvelope, around: Shared
 ) -> Source:
     stream = around.streams.get(mapping, config, around.session)
-    if isinstance(stream, DynamoDbStream) or not mapping.fans_out:
+    if isinstance(stream, DynamoDbStream) or isinstance(envelope, DynamoDbEnvelope) or not mapping.fans_out:
         return _polled(mapping, stream, envelope, around)
     return FanOutSource(
         mapping.name,

@@ -31,6 +31,10 @@ HOT_OPERATIONS = {
     "kinesis": frozenset({"GetRecords"}),
     "dynamodbstreams": frozenset({"GetRecords"}),
 }
+#: Replies of which one array is left as JSON, each of its objects as bytes, for who reads them knows better when to parse
+#: them: the array, and the beginning of a member that each object has and that can be in no other place. The attributes of
+#: an item are objects, so only a record of the stream has a string there.
+APART = {("dynamodbstreams", "GetRecords"): ("Records", b'"SequenceNumber":"')}
 SETTLES = frozenset({"DeleteMessageBatch", "ChangeMessageVisibilityBatch"})
 ATTEMPTS = 4
 
@@ -39,7 +43,7 @@ class HotApi(Protocol):
     """The hot calls of one service in one region."""
 
     async def call(self, operation: str, params: dict[str, Any], *, timeout: float) -> dict[str, Any]:
-        """Call `operation`; return the reply as plain JSON: binary values as base64, times as Unix seconds.
+        """Call `operation`; return the reply as plain JSON: binary values as base64, times as Unix seconds; see also `APART`.
 
         All of it, retries included, takes `timeout` seconds at most, so a long poll needs more than its wait.
         Raises `poller.errors.AwsError` only. May be called from many tasks at once.

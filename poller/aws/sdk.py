@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from botocore import xform_name
 
-from poller.aws.calls import HOT_OPERATIONS, Calls
+from poller.aws.calls import APART, HOT_OPERATIONS, Calls
 from poller.aws.errors import bad_reply, disconnected, foreign, translate
 from poller.errors import RequestRefused
 
@@ -47,6 +47,9 @@ class SdkWire(SdkCalls):
                 f"{operation} is not a hot operation of {self._service}", operation=operation
             )
         reply: dict[str, Any] = _plain(await super()._send(operation, params, timeout))
+        name, _ = APART.get((self._service, operation), ("", b""))
+        if name in reply:
+            reply[name] = [orjson.dumps(one) for one in reply[name]]
         return reply
 
     async def _cure(self, failed: AwsError, begun: float, deadline: float) -> bool:

@@ -16,6 +16,10 @@ That a cut lies between two objects of that array is not assumed but follows, if
   in the whole.
 
 Whatever does not go by this is read in one go, right or wrong, as all small replies are.
+
+`apart` cuts the array in the same way, but between all of its objects, and leaves these as they are, for who parses them one by
+one later: while a record is worked on the processor's caches have it, and of a page of a thousand they do not. There every
+object has a member that can be in no other place, so as many cuts as there are such members are the right ones.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ SLICE = 2**19
 WORTH_CUTTING = 2**20
 #: Bytes from which the collector is worth stopping.
 LARGE = 2**16
+#: Ends the head's array, to know it by.
+_CUT = b"poller: cut here"
 _FIRST = re.compile(rb'"\w+":\[(\{"\w+":)')
 
 
@@ -67,8 +73,10 @@ def cuts(text: bytes, size: int = SLICE) -> list[int]:
 async def joined(text: bytes, commas: list[int]) -> dict[str, Any]:
     """Parse what lies between the cuts, and put it together. Raises `Uncut` or orjson.JSONDecodeError."""
     view = memoryview(text)
-    found: dict[str, Any] = _parsed(b"".join((view[: commas[0]], b"]}")))
+    found: dict[str, Any] = _parsed(b"".join((view[: commas[0]], b',"%b"]}' % _CUT)))
     array = found[next(reversed(found))]
+    if not isinstance(array, list) or array.pop() != _CUT.decode():
+        raise Uncut  # a name that came before keeps its first place
     await asyncio.sleep(0)
     for begin, end in pairwise(commas):
         array += _parsed(b"".join((b"[", view[begin + 1 : end], b"]")))
@@ -82,6 +90,42 @@ async def joined(text: bytes, commas: list[int]) -> dict[str, Any]:
     if more != bool(tail):
         raise Uncut
     return {**found, **tail}
+
+
+def apart(text: bytes, name: str, mark: bytes) -> dict[str, Any]:
+    """Parse an object, and leave the objects in its array `name` as JSON, each as bytes. Raises orjson.JSONDecodeError.
+
+    `mark` is the beginning of a member that each of them has, and that can be nowhere else.
+    """
+    try:
+        return _apart(text, name, mark)
+    except (orjson.JSONDecodeError, Uncut):
+        found = _parsed(text)
+    if isinstance(found, dict) and isinstance(found.get(name), list):
+        found[name] = [orjson.dumps(one) for one in found[name]]
+    return found  # type: ignore[no-any-return]
+
+
+def _apart(text: bytes, name: str, mark: bytes) -> dict[str, Any]:
+    first = re.search(rb'"%s":\[(\{"\w+":)' % name.encode(), text)
+    if first is None:
+        raise Uncut
+    begin, border = first.start(1), b"}," + first[1]
+    # Its last brace closes the object itself.
+    end = text.rfind(b"}]", begin) + 1
+    pieces: list[bytes] = []
+    at = begin
+    while (cut := text.find(border, at, end)) >= 0:
+        pieces.append(text[at : cut + 1])
+        at = cut + 2
+    pieces.append(text[at:end])
+    head: dict[str, Any] = orjson.loads(text[:begin] + b"]}")
+    more = text[end + 1 : end + 2] == b","
+    tail: dict[str, Any] = orjson.loads(b"{" + text[end + 1 + more :])
+    whole = next(reversed(head)) == name and name not in tail and more == bool(tail)
+    if not whole or text.count(mark, begin, end) != len(pieces):
+        raise Uncut
+    return {**head, name: pieces, **tail}
 
 
 def _parsed(text: bytes) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from poller.aws.calls import HOT_OPERATIONS, Calls
+from poller.aws.calls import APART, HOT_OPERATIONS, Calls
 from poller.aws.errors import (
     SIGNATURE_REFUSED,
     bad_reply,
@@ -23,7 +23,7 @@ from poller.aws.errors import (
     translate,
 )
 from poller.aws.signing import ServerClock, Signer
-from poller.aws.slices import WORTH_CUTTING, loads
+from poller.aws.slices import WORTH_CUTTING, apart, loads
 from poller.errors import AwsError, RequestRefused
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Wire(Calls):
         self._pool = pool
         self._server_clock = ServerClock()
         # Large replies of several shards are read one after the other, so that a turn of the loop is held up by a slice of
-        # one of them only: with four shards of DynamoDB for 15 ms at the longest and not for 30.
+        # one of them only.
         self._large = asyncio.Lock()
         self._targets = {name: f"{prefix}.{name}" for name in HOT_OPERATIONS[service]}
         content_type = f"application/x-amz-json-{version}"
@@ -86,7 +86,9 @@ class Wire(Calls):
 
     async def _read(self, operation: str, reply: bytes) -> dict[str, Any]:
         try:
-            if len(reply) < WORTH_CUTTING:
+            if array := APART.get((self._service, operation)):
+                parsed: Any = apart(reply, *array)
+            elif len(reply) < WORTH_CUTTING:
                 parsed = await loads(reply)
             else:
                 async with self._large:

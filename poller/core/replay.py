@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import orjson
 
@@ -175,6 +175,12 @@ class StreamEnvelope(Protocol):
         ...
 
 
+class _Stored(NamedTuple):
+    """The receipt of a stored event's record, which no stream knows."""
+
+    event: bytes
+
+
 class ReplayEnvelope:
     """Makes records of the events that a destination has stored, and fresh events of these and of what was read again."""
 
@@ -190,17 +196,18 @@ class ReplayEnvelope:
         else:
             keys = event.get("dynamodb", {}).get("Keys")
             key = orjson.dumps(keys, option=orjson.OPT_SORT_KEYS).decode()
-        return Record(sequence_number(event), key, len(encoded) + 1, event, encoded)
+        return Record(sequence_number(event), key, len(encoded) + 1, event, _Stored(encoded))
 
     def rebuild(self, shard_id: str, record: Record) -> Record:
         """The record with a fresh event."""
-        if isinstance(record.receipt, bytes):
-            return record._replace(event=orjson.loads(record.receipt))
+        if isinstance(record.receipt, _Stored):
+            return record._replace(event=orjson.loads(record.receipt.event))
         return self._stream.rebuild(shard_id, record)
 
     def checkpoint(self, record: Record) -> Checkpoint:
         """The position after the record."""
-        return Checkpoint(record.id) if isinstance(record.receipt, bytes) else self._stream.checkpoint(record)
+        stored = isinstance(record.receipt, _Stored)
+        return Checkpoint(record.id) if stored else self._stream.checkpoint(record)
 
     def window_event(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Never asked for: a mapping with windows is not replayed."""

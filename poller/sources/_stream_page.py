@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from poller.model import Shard
 
-    #: A record as the wire has it.
-    Wire = dict[str, Any]
+    #: A record as the wire has it. Only its stream and its envelope look into it.
+    Wire = Any
 
 #: The last pages of a shard that are kept for readers that have not come to them yet.
 PAGES_KEPT = 4

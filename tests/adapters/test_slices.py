@@ -95,6 +95,70 @@ def test_what_is_no_json_is_none_in_slices_either(records: list[Any], size: int,
     assert found is None or found == orjson.loads(broken)
 
 
+# --- objects that are left as they are ----------------------------------------------------------------------------------
+
+#: As in DynamoDB: an attribute is an object, so none of them looks like a member of the record itself.
+attributes = st.recursive(
+    st.fixed_dictionaries({"S": texts}) | st.fixed_dictionaries({"NULL": st.just(True)}),
+    lambda inner: (
+        st.fixed_dictionaries({"L": st.lists(inner, max_size=3)})
+        | st.fixed_dictionaries(
+            {"M": st.dictionaries(st.sampled_from(["id", "n", "Records"]) | texts, inner)}
+        )
+    ),
+    max_leaves=6,
+)
+changes = st.dictionaries(st.sampled_from(["id", "n", "Records"]) | texts, attributes, max_size=3).flatmap(
+    lambda item: st.permutations([("id", 7), ("n", "1"), ("item", item)]).map(dict)
+)
+
+
+def laid_apart(text: bytes) -> Any:
+    found = slices.apart(text, "Records", b'"n":"')
+    return {**found, "Records": list(map(orjson.loads, found["Records"]))}
+
+
+@pytest.mark.slow
+@given(
+    before=others,
+    changes=st.lists(changes, max_size=6),
+    after=others,
+    ascii_only=st.booleans(),
+    spaced=st.booleans(),
+)
+def test_objects_that_are_laid_apart_are_those_of_the_whole(
+    before: dict[str, Any], changes: list[Any], after: dict[str, Any], ascii_only: bool, spaced: bool
+) -> None:
+    reply = {**before, "Records": changes, **after}
+    text = json.dumps(reply, ensure_ascii=ascii_only) if spaced else compact(reply, ensure_ascii=ascii_only)
+    assert laid_apart(text.encode() if isinstance(text, str) else text) == reply
+
+
+@pytest.mark.parametrize("name", ["Records", "L"])
+def test_the_last_of_two_arrays_of_one_name_is_laid_apart(name: str) -> None:
+    one, other = [{"n": "1"}], [{"n": "2"}, {"n": "3"}]
+    text = b'{"Records":%b,"%b":%b,"Records":%b}' % tuple(
+        map(bytes, (compact(one), name.encode(), compact(one), compact(other)))
+    )
+    assert laid_apart(text) == orjson.loads(text)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"null", b'{"Records":7}', b'{"else":[]}'])
+def test_what_has_no_such_array_is_what_it_is(text: bytes) -> None:
+    assert slices.apart(text, "Records", b'"n":"') == orjson.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b'{"Records":[', b'{"Records":[{"n":"1"}]', b'{"Records":[{"n":"1"}],']
+)
+def test_what_is_no_json_is_laid_apart_neither(text: bytes) -> None:
+    with pytest.raises(orjson.JSONDecodeError):
+        slices.apart(text, "Records", b'"n":"')
+
+
+# --- large replies ------------------------------------------------------------------------------------------------------
+
+
 def reply(count: int) -> dict[str, Any]:
     """As large as GetRecords gets them, with about a kilobyte a record."""
     record = {"SequenceNumber": "4" * 56, "Data": "x" * 1000, "PartitionKey": "customer"}

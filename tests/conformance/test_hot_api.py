@@ -169,13 +169,19 @@ RECORDS: dict[str, dict[str, Any]] = {
 }
 
 
+def parsed(service: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The wire leaves the records of DynamoDB's streams as JSON."""
+    return found if service == "kinesis" else {**found, "Records": list(map(orjson.loads, found["Records"]))}
+
+
 @pytest.mark.parametrize("service", RECORDS)
 async def test_stream_records_stay_base64_and_their_times_numbers(
     service: str, aws: ScriptedAws, session: AwsSession, naps: list[float]
 ) -> None:
     api = await hot(session, service, naps)
     aws.script("GetRecords", Reply(RECORDS[service]))
-    assert await api.call("GetRecords", {"ShardIterator": "AAAA", "Limit": 10}, timeout=5) == RECORDS[service]
+    found = await api.call("GetRecords", {"ShardIterator": "AAAA", "Limit": 10}, timeout=5)
+    assert parsed(service, found) == RECORDS[service]
 
 
 STREAM_REFUSALS = [
@@ -228,7 +234,7 @@ async def test_the_calls_of_a_stream_go_to_one_place_and_all_of_them_are_told(
     arn = "StreamARN" if service == "kinesis" else "StreamArn"
     stream = {arn: f"arn:aws:kinesis:{aws.region}:123456789012:stream/clicks-and-a-longer-name"}
     sought = await api("GetShardIterator", where | stream, 10)
-    assert await api("GetRecords", sought, 5) == RECORDS[service]
+    assert parsed(service, await api("GetRecords", sought, 5)) == RECORDS[service]
     told = [(fact.service, fact.operation, fact.outcome) for fact in facts.requests]
     assert told == [(service, "GetShardIterator", "ok"), (service, "GetRecords", "ok")]
 
