@@ -70,6 +70,8 @@ Ts = TypeVarTuple("Ts")
 TICK = 0.5
 #: Claims at a time: a fleet of one may take ten thousand.
 CLAIMING = 100
+#: Seconds that a stop waits for the table to hear of it.
+PATIENCE = 1.0
 #: Failover times for which a worker leaves alone what it got stuck on, and after which the row of a dead worker is removed.
 SHUNNED = 3.0
 BURIED = 60.0
@@ -146,6 +148,9 @@ class LeaseKeeper:
         # Mappings that were enlisted when the table was looked at last.
         self._ripe: frozenset[str] = frozenset()
         self._enlisted = anyio.Event()
+        # The mappings of the last beat that arrived.
+        self._known_for: frozenset[str] = frozenset()
+        self._beating = anyio.Lock()
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
         self._held: dict[LeaseKey, _Holding] = {}
@@ -276,21 +281,32 @@ class LeaseKeeper:
                         tasks.start_soon(self._hand_over, holding, "")
             finally:
                 self._tasks = None
+            # Who leaves names its last beat: what became of one that was cut short would not be known.
+            with anyio.move_on_after(PATIENCE):
+                async with self._beating:
+                    pass
             background.cancel_scope.cancel()
         await self._try(self.store.leave, self.worker)
 
     def quiet(self) -> None:
         """Take nothing more, and hand back what is held when it is drained."""
-        self.worker = replace(self.worker, mappings=frozenset())
+        self._set_mappings(frozenset())
         self._quieted.set()
 
     # --- being there ----------------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
         while True:
-            self._enlisted = anyio.Event()
-            self.worker = replace(self.worker, counter=self.worker.counter + 1)
-            await self._try(self.store.beat, self.worker)
+            async with self._beating:
+                self._enlisted = anyio.Event()
+                worker = self.worker = replace(self.worker, counter=self.worker.counter + 1)
+                try:
+                    await self.store.beat(worker)
+                except StoreError as error:
+                    self.trouble = str(error)
+                else:
+                    self.trouble, self._known_for = None, worker.mappings
+                    self._change()
             with anyio.move_on_after(self.failover_time / RENEWALS):
                 await self._enlisted.wait()
 
@@ -453,10 +469,18 @@ class LeaseKeeper:
             return
         with anyio.CancelScope() as holding.draining:
             await holding.tenant.drain()
+            await self._no_more_known_for(holding.lease.mapping)
             while True:
                 if await self._release(holding, to) is not False:
                     return
                 await anyio.sleep(TICK)
+
+    async def _no_more_known_for(self, mapping: str) -> None:
+        """Let others know of a mapping that was withdrawn before its leases are free: who looks in between would leave them to
+        this worker."""
+        with anyio.move_on_after(PATIENCE):
+            while mapping in self._known_for - self.worker.mappings:
+                await self._changed.wait()
 
     async def complete(self, key: LeaseKey) -> bool:
         """Release a lease whose tenant has a finished checkpoint; tried again until it is. False when it was lost."""
@@ -498,6 +522,9 @@ class LeaseKeeper:
             holding.draining.cancel()
         del self._held[holding.lease.key]
         holding.tenant.evict()
+        self._change()
+
+    def _change(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
 

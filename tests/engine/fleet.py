@@ -33,6 +33,7 @@ class Way:
         self.cut = False
         self.calls: list[str] = []
         self.loses: set[str] = set()
+        self.slow: dict[str, float] = {}
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(self._table, name)
@@ -41,7 +42,7 @@ class Way:
 
         async def call(*arguments: Any) -> Any:
             self.calls.append(name)
-            await anyio.lowlevel.checkpoint()
+            await anyio.sleep(self.slow.get(name, 0))
             if self.cut:
                 raise StoreError("the table is out of reach")
             answer = await verb(*arguments)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import pytest
 
 from poller.core.breaker import CircuitPolicy
 from poller.core.leases import FAILOVER_TIME
@@ -19,7 +20,7 @@ from poller.engine.tenancy import STUCK, Watched
 from poller.errors import StoreError, Unreachable
 from poller.model import Checkpoint, Lease, Returned, Shard, StartAt
 from poller.stores.memory import MemoryStore
-from tests.engine.fakes import BUSY, ERROR, Function, Recorder, virtual, world
+from tests.engine.fakes import BUSY, ERROR, Function, Recorder, in_virtual_time, virtual, world
 from tests.engine.fleet import Fleet
 from tests.engine.stream_fakes import Stream
 
@@ -204,6 +205,34 @@ async def test_who_leaves_is_followed_within_two_seconds_without_repeats():
     check_nothing_lost(fleet)
     check_no_repeats(fleet)
     check_order(fleet)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.2, 0.4, 0.6, 0.8])
+def test_whoever_looks_while_a_worker_leaves_leaves_it_nothing(offset: float):
+    async def body() -> None:
+        fleet = Fleet(Stream(6))
+        one, two = fleet.member("w1"), fleet.member("w2")
+        async with one.running(), two.running():
+            await anyio.sleep(20.0 + offset)
+            one.way.slow = {"beat": 0.3}
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one.stop)
+                await anyio.sleep(1.4)
+                assert two.shards == set(fleet.stream.listed)
+
+    in_virtual_time(body)
+
+
+@virtual
+async def test_a_table_that_does_not_answer_holds_up_a_stop_for_two_seconds_at_most():
+    fleet = Fleet(Stream(6))
+    one = fleet.member("w1")
+    async with one.running():
+        await anyio.sleep(20.0)
+        one.way.slow = {"beat": 60.0}
+        with anyio.fail_after(2.5):
+            await one.stop()
+    assert set((await fleet.owners()).values()) == {""}
 
 
 @virtual
