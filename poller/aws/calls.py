@@ -4,8 +4,8 @@ A call is one request, except that
 
 * a cause which `_cure` removes (credentials that had expired, a wrong clock, a connection that had gone
   stale) is worth one more request at once;
-* settling is idempotent, so its transient failures are retried a few times with jitter. Reading is not
-  retried here: the reader backs off, and is seen to.
+* settling and seeking are idempotent, so their transient failures are retried a few times with jitter.
+  Reading is not retried here: the reader backs off, and is seen to.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from poller.aws.credentials import Credentials
     from poller.ports import Observer
 
-#: The operations worth a wire of their own: those that run for every batch, empty or not.
+#: The operations worth a wire of their own: those that run for every batch, empty or not, or for every shard.
 HOT_OPERATIONS = {
     "sqs": frozenset({"ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"}),
-    "kinesis": frozenset({"GetRecords"}),
-    "dynamodbstreams": frozenset({"GetRecords"}),
+    "kinesis": frozenset({"GetRecords", "GetShardIterator"}),
+    "dynamodbstreams": frozenset({"GetRecords", "GetShardIterator"}),
 }
 #: Replies of which one array is left as JSON, each of its objects as bytes, for who reads them knows better when to parse
 #: them: the array, and the beginning of a member that each object has and that can be in no other place. The attributes of
 #: an item are objects, so only a record of the stream has a string there.
 APART = {("dynamodbstreams", "GetRecords"): ("Records", b'"SequenceNumber":"')}
-SETTLES = frozenset({"DeleteMessageBatch", "ChangeMessageVisibilityBatch"})
+RETRIED = frozenset({"DeleteMessageBatch", "ChangeMessageVisibilityBatch", "GetShardIterator"})
 ATTEMPTS = 4
 
 
@@ -78,7 +78,7 @@ class Calls(ABC):
                 return await self._request(operation, params, deadline)
             except AwsError as error:
                 failed = error
-        if operation not in SETTLES or not failed.transient:
+        if operation not in RETRIED or not failed.transient:
             raise failed
         return await self._again(failed, operation, params, deadline)
 

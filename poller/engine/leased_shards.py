@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from poller.core.retry import backoff
-from poller.engine.shard_keeper import Reading, ShardKeeper
+from poller.engine.reading import Reading
+from poller.engine.shard_keeper import ShardKeeper
 from poller.engine.tenancy import Tenancy, Watched
 from poller.errors import PollerError
 from poller.model import Lease, Shard

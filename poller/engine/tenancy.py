@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from poller.engine.door import Door
-    from poller.engine.shard_keeper import Reading
+    from poller.engine.reading import Reading
     from poller.model import Checkpoint, Lease, Record, Shard
     from poller.ports import Reader
 
