@@ -1,8 +1,8 @@
 """Several real daemons that share a stream: a kill, a stop, and a process that stands still for longer than the failover.
 
 `POLLER_E2E_FLEET_SHARDS`, `_RECORDS` and `_ROUNDS` make it as large as one likes; a round has one of each. For 64 shards and
-200,000 records the emulator must not go over all records at every read to drop those that are too old: `unforgetting` is one
-that never does.
+200,000 records the emulator must not go over all records and iterators at every read to drop those that are too old:
+`unforgetting` is one that never does.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ from ministack.app import main
 from ministack.services import kinesis
 
 kinesis._expire_records = lambda stream: None
+kinesis._expire_iterators = lambda: None
 sys.exit(main())
 """
 
