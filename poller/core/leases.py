@@ -131,7 +131,7 @@ def _of_mine(
         elif lease.key not in held:
             if lease.key not in shunned:
                 yield Claim(lease)
-        elif lease.wanted_by in survey.present and lease.wanted_by != me.id:
+        elif lease.wanted_by != me.id and survey.takes(lease.wanted_by, lease.mapping):
             yield HandOff(lease, lease.wanted_by)
 
 

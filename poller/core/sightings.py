@@ -39,12 +39,25 @@ class Sightings:
     """When the last look began."""
     leases: Mapping[LeaseKey, Seen] = field(default_factory=dict)
     workers: Mapping[str, Seen] = field(default_factory=dict)
+    absent: Mapping[str, int] = field(default_factory=dict)
+    """Owners of leases whose own rows were there once and are no more, and in how many looks they were not."""
 
     def fold(self, listing: Listing, asked: float, answered: float) -> Sightings:
         """Add a look that was asked for and answered at these times."""
         leases = ((lease.key, lease.owner, lease.counter) for lease in listing.leases)
         workers = ((worker.id, worker.id, worker.counter) for worker in listing.workers)
-        return Sightings(asked, _fold(self.leases, leases, answered), _fold(self.workers, workers, answered))
+        there = _fold(self.workers, workers, answered)
+        owners = {lease.owner for lease in listing.leases}
+        gone = (self.workers.keys() | self.absent.keys()) & owners - there.keys()
+        absent = {name: self.absent.get(name, 0) + 1 for name in sorted(gone)}
+        return Sightings(asked, _fold(self.leases, leases, answered), there, absent)
+
+    def has_left(self, name: str) -> bool:
+        """Whether a worker has gone for good, after it gave all of its leases back; one may have been handed to it meanwhile.
+
+        Once is not enough: a table that is only consistent in the end may have left a row out.
+        """
+        return self.absent.get(name, 0) > 1
 
     def unchanged(self, key: LeaseKey) -> float:
         """Seconds for which the row of a lease is known to have stood still."""

@@ -1,8 +1,8 @@
 """Who should have which lease, computed from one look at the table. Equal for all workers that saw the same.
 
-A lease is *free* when nobody owns it or its owner has let it expire, and its parents are finished. What is free is placed;
-then loads are evened out, by placing differently what is not taken yet, and by asking owners for the rest. Workers that run
-the same mappings form a *class*, and leases stay within it; what a worker carries counts in all of its classes.
+A lease is *free* when nobody owns it, or its owner has gone or let it expire, and its parents are finished. What is free is
+placed; then loads are evened out, by placing differently what is not taken yet, and by asking owners for the rest. Workers that
+run the same mappings form a *class*, and leases stay within it; what a worker carries counts in all of its classes.
 
 A worker that has let a lease expire is dead, or has got stuck, and gets nothing that is free as long as there are others. A
 worker that owns leases but does not count, say because it is another program on the same table, is left what it has, and
@@ -39,8 +39,8 @@ class Survey:
 
     leases: Mapping[LeaseKey, Lease]
     """All that there are."""
-    present: frozenset[str]
-    """The workers that are there."""
+    present: Mapping[str, frozenset[str]]
+    """The workers that are there, with the mappings that they run."""
     owned: Mapping[str, Sequence[Lease]]
     """Leases by their owner, expired ones included."""
     claims: Mapping[str, Sequence[Lease]]
@@ -49,6 +49,10 @@ class Survey:
     """Leases by who is to ask their owners for them."""
     loads: Mapping[str, float]
     """What each worker carries when all of this is done, in averages of a lease."""
+
+    def takes(self, worker: str, mapping: str) -> bool:
+        """Whether a worker is there and runs a mapping."""
+        return mapping in self.present.get(worker, ())
 
 
 def survey(listing: Listing, sightings: Sightings, failover_time: float) -> Survey:
@@ -61,8 +65,9 @@ class _Surveyor:
         self.sightings = sightings
         self.failover_time = failover_time
         self.leases = {lease.key: lease for lease in listing.leases}
-        self.present = sightings.present(failover_time)
-        self.workers = [worker for worker in listing.workers if worker.id in self.present]
+        present = sightings.present(failover_time)
+        self.workers = [worker for worker in listing.workers if worker.id in present]
+        self.present = {worker.id: worker.mappings for worker in self.workers}
         self.active = {key: lease for key, lease in self.leases.items() if self._is_active(lease)}
         self.weights = _weights(self.active)
         self.loads = dict.fromkeys(sorted(self.present), 0.0)
@@ -91,7 +96,7 @@ class _Surveyor:
     def _sort(self, key: LeaseKey, lease: Lease) -> None:
         """Enter a lease as owned, as free, or as both when it is expired, with its load where it is or is bound for."""
         owner, wanted_by = lease.owner, lease.wanted_by
-        if not owner:
+        if self._is_nobodys(lease):
             self.free[lease.mapping].append(lease)
             return
         self.owned[owner].append(lease)
@@ -100,11 +105,14 @@ class _Surveyor:
             self.free[lease.mapping].append(lease)
             self.failing.add(owner)
             return
-        bound = wanted_by != owner and wanted_by in self.present
+        bound = wanted_by != owner and lease.mapping in self.present.get(wanted_by, ())
         bearer = wanted_by if bound else owner
         self.loads[bearer] = self.loads.get(bearer, 0.0) + self.weights[key]
         if not bound and at - seen.moved >= SETTLED * self.failover_time:
             self.movable[lease.mapping].append(lease)
+
+    def _is_nobodys(self, lease: Lease) -> bool:
+        return not lease.owner or self.sightings.has_left(lease.owner)
 
     def _classes(self) -> dict[tuple[str, ...], list[str]]:
         """Mappings that have leases, by the workers that run them."""
@@ -142,7 +150,9 @@ class _Surveyor:
 
     def _item(self, lease: Lease) -> Item:
         """What is free, for the worker whose turn it is by now."""
-        free_for = self.sightings.unchanged(lease.key) - (self.failover_time if lease.owner else 0.0)
+        free_for = self.sightings.unchanged(lease.key) - (
+            0.0 if self._is_nobodys(lease) else self.failover_time
+        )
         turn = max(0, int(free_for * TURNS / self.failover_time))
         return Item(lease.key, self.weights[lease.key], turn)
 

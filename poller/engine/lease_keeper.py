@@ -16,6 +16,8 @@ A holding here::
 What reads the shard is the *tenant* of the lease. A mapping is enlisted while it can take tenants in; who withdraws it gives
 its leases back, and takes no more. A mapping that is paused is withdrawn, so that others read its shards.
 
+Who goes lets the others know before its leases are free, gives back what is handed to it meanwhile, and removes its row last.
+
 Checkpoints are written with renewals only: a lease whose checkpoint moves is renewed more often than an idle one. Whether a
 write has happened whose answer did not come is left open: the same write is tried again and recognised by the store, and counts
 from when it was asked for first.
@@ -281,6 +283,7 @@ class LeaseKeeper:
                         tasks.start_soon(self._hand_over, holding, "")
             finally:
                 self._tasks = None
+            await self._hand_on()
             # Who leaves names its last beat: what became of one that was cut short would not be known.
             with anyio.move_on_after(PATIENCE):
                 async with self._beating:
@@ -447,10 +450,13 @@ class LeaseKeeper:
         heir = holding.lease.wanted_by
         if (
             self._held.get(lease.key) is holding
-            and self.survey
-            and heir in self.survey.present - {self.worker.id}
+            and heir != self.worker.id
+            and self._takes(heir, lease.mapping)
         ):
             await self._hand_over(holding, heir)
+
+    def _takes(self, worker: str, mapping: str) -> bool:
+        return self.survey is not None and self.survey.takes(worker, mapping)
 
     def _renewed(self, holding: _Holding, row: Lease | None, asked: float, checkpoint: Checkpoint) -> None:
         self.trouble = None
@@ -471,9 +477,24 @@ class LeaseKeeper:
             await holding.tenant.drain()
             await self._no_more_known_for(holding.lease.mapping)
             while True:
-                if await self._release(holding, to) is not False:
+                # The heir may have gone while the last batch was finished.
+                heir = to if self._takes(to, holding.lease.mapping) else ""
+                if await self._release(holding, heir) is not False:
                     return
                 await anyio.sleep(TICK)
+
+    async def _hand_on(self) -> None:
+        """Give back what others have handed to this worker while it went, and wait a little for what it had asked for."""
+        with anyio.move_on_after(PATIENCE):
+            while (listing := await self._try(self.store.list)) is not None:
+                for lease in listing.leases:
+                    if lease.owner == self.worker.id:
+                        row = await self._try(self.store.claim, lease, self.worker.id)
+                        if row:
+                            await self._try(self.store.release, row, row.checkpoint)
+                if all(lease.wanted_by != self.worker.id for lease in listing.leases):
+                    return
+                await anyio.sleep(TICK / 2)
 
     async def _no_more_known_for(self, mapping: str) -> None:
         """Let others know of a mapping that was withdrawn before its leases are free: who looks in between would leave them to

@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -291,7 +292,7 @@ class SimulatedWorker:
         # With phases, all of a phase have one clock and so one look.
         self._ahead = 0.0 if fleet.phases else fleet.chance.uniform(-300, 300)
         self._sightings = _NOTHING_SEEN
-        self._present: frozenset[str] = frozenset()
+        self._survey: Survey | None = None
         self._looks = 0
         self._asking: set[LeaseKey] = set()
         self._asked: dict[LeaseKey, tuple[int, float]] = {}
@@ -316,12 +317,33 @@ class SimulatedWorker:
     def leave(self) -> None:
         """SIGTERM: give everything back, then be gone."""
         self.leaving = True
-        self._me = Worker(self.id, frozenset(), self._me.counter)
+        self._me = me = Worker(self.id, frozenset(), self._me.counter + 1)
+        self._write(lambda: result(self._fleet.store.beat(me)), lambda _: None)
         for reading in list(self.held.values()):
             self._drain(reading, "")
-        self._fleet.written()
-        self._fleet.ask(self, lambda: result(self._fleet.store.leave(self._me)), lambda _: None)
+        self._go(4)
         self._after(10, lambda: self._fleet.kill(self))
+
+    def _go(self, looks: int) -> None:
+        """Give back what was handed over meanwhile, and remove the own row, once nothing is read any more."""
+
+        def see(listing: Listing) -> None:
+            for lease in listing.leases:
+                if lease.owner == self.id:
+                    self._write(partial(self._give_back, lease), lambda _: None)
+            if looks and any(lease.wanted_by == self.id for lease in listing.leases):
+                self._after(0.25, lambda: self._go(looks - 1))
+            else:
+                self._write(lambda: result(self._fleet.store.leave(self._me)), lambda _: None)
+
+        if self.held:
+            self._after(0.1, lambda: self._go(looks))
+        else:
+            self._fleet.ask(self, self._fleet.listing, see)
+
+    def _give_back(self, lease: Lease) -> None:
+        if row := result(self._fleet.store.claim(lease, self.id)):
+            result(self._fleet.store.release(row, row.checkpoint))
 
     def _after(self, seconds: float, do: Callable[[], None]) -> None:
         self._fleet.after(seconds, do, self)
@@ -343,7 +365,7 @@ class SimulatedWorker:
 
         def see(listing: Listing) -> None:
             self._sightings, found = fleet.look(self._sightings, listing, asked, self.clock())
-            self._present = found.present
+            self._survey = found
             # One that is new waits for the others that are new, so that it does not take what is for all of them.
             if self._looks > 1:
                 counters = {key: reading.lease.counter for key, reading in self.held.items()}
@@ -442,13 +464,16 @@ class SimulatedWorker:
                 self._drop(reading)
                 return
             reading.lease, reading.renewed = row, asked
-            if row.wanted_by and row.wanted_by != self.id and row.wanted_by in self._present:
+            if row.wanted_by != self.id and self._takes(row.wanted_by):
                 self._drain(reading, row.wanted_by)
 
         def failed() -> None:
             reading.asking = False
 
         self._write(call, answered, failed)
+
+    def _takes(self, worker: str) -> bool:
+        return self._survey is not None and self._survey.takes(worker, MAPPING)
 
     def _drain(self, reading: Reading, to: str) -> None:
         """Let the batch in flight end, then hand over."""
@@ -465,14 +490,15 @@ class SimulatedWorker:
             self._after(0.1, lambda: self._hand_over(reading, to))
             return
         checkpoint = reading.checkpoint(fleet.now)
+        heir = to if self._takes(to) else ""
         self._drop(reading)
 
         def call() -> bool:
             is_new = fleet.is_as_seen(lease)
-            happened: bool = result(fleet.store.release(lease, checkpoint, to))
+            happened: bool = result(fleet.store.release(lease, checkpoint, heir))
             if is_new and happened:
                 fleet.commit(lease, checkpoint)
-                if to:
+                if heir:
                     fleet.moves.append((fleet.now, lease.key))
             return happened
 

@@ -67,6 +67,15 @@ def test_a_lease_is_taken_once_it_stood_still_for_the_failover_time_and_not_befo
     assert plan(seen(row, workers=(ME,), still_for=10.0), ME, {}) == (Claim(row),)
 
 
+def test_what_was_handed_to_somebody_who_has_left_meanwhile_is_free_without_waiting():
+    row = lease(owner="other")
+    there, gone = Listing((row,), (ME, OTHER)), Listing((row,), (ME,))
+    sightings = Sightings().fold(there, 0.0, 0.0).fold(gone, 1.0, 1.0)
+    assert not plan(survey(gone, sightings, FAILOVER_TIME), ME, {})
+    sightings = sightings.fold(gone, 2.0, 2.0)
+    assert plan(survey(gone, sightings, FAILOVER_TIME), ME, {}) == (Claim(row),)
+
+
 def test_an_expired_lease_goes_to_another_than_the_one_that_let_it_expire():
     row = lease(owner="other")
     found = seen(row, still_for=12.0)
@@ -128,6 +137,9 @@ def test_a_lease_that_somebody_wants_is_handed_off_if_that_one_is_there():
     row = lease(owner="me", wanted_by="other")
     assert plan(seen(row), ME, {row.key: 1}) == (HandOff(row, "other"),)
     assert plan(seen(row, workers=(ME,)), ME, {row.key: 1}) == ()
+    assert plan(seen(row, workers=(ME, Worker("other", frozenset(), 2))), ME, {row.key: 1}) == (), (
+        "it is about to go"
+    )
     mine = replace(row, wanted_by="me")
     assert plan(seen(mine), ME, {row.key: 1}) == ()
 

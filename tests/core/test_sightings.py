@@ -45,3 +45,18 @@ def test_a_worker_that_does_not_count_is_gone_after_a_time():
 def test_rows_that_are_removed_are_forgotten():
     seen = Sightings().fold(listing(1), 1.0, 1.0).fold(Listing((), ()), 2.0, 2.0)
     assert (seen.leases, seen.workers) == ({}, {})
+
+
+def test_an_owner_whose_own_row_is_twice_not_there_has_left():
+    gone = Listing(listing(7).leases, ())
+    seen = Sightings().fold(listing(7), 1.0, 1.0).fold(gone, 2.0, 2.0)
+    assert not seen.has_left("w1"), "a look may leave a row out"
+    assert not seen.fold(listing(7), 3.0, 3.0).fold(gone, 4.0, 4.0).has_left("w1")
+    seen = seen.fold(gone, 3.0, 3.0)
+    assert seen.has_left("w1")
+    assert not seen.fold(listing(8, "w2"), 4.0, 4.0).absent, "nothing is kept of who owns nothing"
+
+
+def test_an_owner_that_never_had_a_row_has_not_left():
+    stranger = Listing(listing(7).leases, ())
+    assert not Sightings().fold(stranger, 1.0, 1.0).fold(stranger, 2.0, 2.0).has_left("w1")

@@ -223,6 +223,67 @@ def test_whoever_looks_while_a_worker_leaves_leaves_it_nothing(offset: float):
     in_virtual_time(body)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.1, 0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("seconds", [0.1, 0.5])
+def test_what_is_handed_to_a_worker_that_leaves_comes_back_at_once(offset: float, seconds: float):
+    async def body() -> None:
+        fleet = Fleet(Stream(8), seconds=seconds)
+        one, two = fleet.member("w1"), fleet.member("w2")
+        async with one.running():
+            await feed(fleet, 20.0)
+            async with two.running(), anyio.create_task_group() as tasks:
+                tasks.start_soon(feed, fleet, 10.0)
+                for _ in range(100):
+                    await anyio.sleep(0.05)
+                    if any(lease.wanted_by for lease in (await fleet.table.list()).leases):
+                        break
+                await anyio.sleep(offset)
+                await two.stop()
+                await anyio.sleep(1.5)
+                assert one.shards == set(fleet.stream.listed)
+            await anyio.sleep(2.0)
+        check_nothing_lost(fleet)
+        check_no_repeats(fleet)
+        check_order(fleet)
+
+    in_virtual_time(body)
+
+
+@virtual
+async def test_what_was_handed_on_is_somebody_elses_by_then():
+    fleet = Fleet(Stream(2))
+    one = fleet.member("w1")
+    async with one.running():
+        await anyio.sleep(20.0)
+        claim = fleet.table.claim
+
+        async def late(lease: Lease, worker: str) -> Lease | None:
+            await claim(lease, "w2")
+            return await claim(lease, worker)
+
+        fleet.table.claim = late  # type: ignore[method-assign]
+        release = fleet.table.release
+
+        async def back(lease: Lease, checkpoint: Checkpoint, to: str = "") -> bool:
+            return await release(lease, checkpoint, "w1")
+
+        fleet.table.release = back  # type: ignore[method-assign]
+        await one.stop()
+    assert set((await fleet.owners()).values()) == {"w2"}
+
+
+@virtual
+async def test_a_last_look_that_fails_holds_up_no_stop():
+    fleet = Fleet(Stream(6))
+    one = fleet.member("w1")
+    async with one.running():
+        await anyio.sleep(20.0)
+        one.way.loses = {"list"}
+        with anyio.fail_after(0.5):
+            await one.stop()
+    assert set((await fleet.owners()).values()) == {""}
+
+
 @virtual
 async def test_a_table_that_does_not_answer_holds_up_a_stop_for_two_seconds_at_most():
     fleet = Fleet(Stream(6))
