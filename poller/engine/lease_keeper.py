@@ -50,18 +50,19 @@ from poller.core.leases import (
 )
 from poller.core.sightings import Sightings
 from poller.core.survey import survey
-from poller.engine.status import FleetStatus, LeaseNote, LeaseStatus, WorkerStatus
+from poller.engine.fleet_status import fleet_status
 from poller.errors import StoreError
 from poller.model import LeaseChanged, LeaseEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskGroup
 
     from poller.core.leases import Action
     from poller.core.survey import Survey
     from poller.engine.invoker import World
+    from poller.engine.status import FleetStatus
     from poller.model import Checkpoint, Lease, LeaseKey, Listing, Worker
     from poller.ports import LeaseStore, Observer
 
@@ -180,41 +181,8 @@ class LeaseKeeper:
 
     def status(self) -> FleetStatus:
         """The fleet as the last look has shown it."""
-        survey = self.survey
-        history = tuple(
-            LeaseNote(at, one.mapping, one.shard, one.event, one.other, one.reason)
-            for at, one in self.history
-        )
-        if survey is None:
-            return FleetStatus(self.worker.id, self.trouble, history=history)
-        leases = tuple(
-            LeaseStatus(
-                lease.mapping,
-                lease.shard,
-                lease.owner,
-                self._sightings.unchanged(key),
-                lease.load,
-                lease.checkpoint.sequence_number,
-                lease.wanted_by,
-            )
-            for key, lease in sorted(survey.leases.items())
-            if not lease.checkpoint.finished
-        )
-        return FleetStatus(self.worker.id, self.trouble, self._workers(leases), leases, history)
-
-    def _workers(self, leases: Sequence[LeaseStatus]) -> tuple[WorkerStatus, ...]:
-        assert self.survey
-        mappings = {worker.id: worker.mappings for worker in self._listed}
-        owned = {name: [one for one in leases if one.owner == name] for name in mappings}
-        return tuple(
-            WorkerStatus(
-                name,
-                tuple(sorted(mappings[name])),
-                name in self.survey.present,
-                len(own),
-                sum(one.load or 0.0 for one in own),
-            )
-            for name, own in sorted(owned.items())
+        return fleet_status(
+            self.worker.id, self.trouble, self.survey, self._sightings, self._listed, self.history
         )
 
     def unwritten(self, key: LeaseKey) -> float:
