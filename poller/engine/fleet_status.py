@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from poller.engine.status import FleetStatus, LeaseNote, LeaseStatus, WorkerStatus
@@ -44,12 +45,15 @@ def fleet_status(
         for key, lease in sorted(survey.leases.items())
         if not lease.checkpoint.finished
     )
-    workers = tuple(_worker(one, survey, leases) for one in sorted(listed, key=lambda one: one.id))
+    owned: defaultdict[str, list[LeaseStatus]] = defaultdict(list)
+    for lease in leases:
+        owned[lease.owner].append(lease)
+    ordered = sorted(listed, key=lambda one: one.id)
+    workers = tuple(_worker(one, survey, owned.get(one.id, ())) for one in ordered)
     return FleetStatus(worker, trouble, workers, leases, notes)
 
 
-def _worker(worker: Worker, survey: Survey, leases: Sequence[LeaseStatus]) -> WorkerStatus:
-    own = [lease for lease in leases if lease.owner == worker.id]
+def _worker(worker: Worker, survey: Survey, own: Sequence[LeaseStatus]) -> WorkerStatus:
     return WorkerStatus(
         worker.id,
         tuple(sorted(worker.mappings)),
