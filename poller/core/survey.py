@@ -49,10 +49,27 @@ class Survey:
     """Leases by who is to ask their owners for them."""
     loads: Mapping[str, float]
     """What each worker carries when all of this is done, in averages of a lease."""
+    weights: Mapping[LeaseKey, float]
+    """What the leases that are not finished weigh, in the same unit."""
 
     def takes(self, worker: str, mapping: str) -> bool:
         """Whether a worker is there and runs a mapping."""
         return mapping in self.present.get(worker, ())
+
+
+def heirs(survey: Survey, worker: str, leases: Iterable[Lease]) -> dict[LeaseKey, str]:
+    """Who is to have the leases of a worker that goes; none for a lease whose mapping nobody else runs."""
+    loads = dict(survey.loads)
+    by_takers: defaultdict[tuple[str, ...], list[Item]] = defaultdict(list)
+    for lease in leases:
+        others = (name for name in sorted(survey.present) if name != worker)
+        takers = tuple(name for name in others if survey.takes(name, lease.mapping))
+        by_takers[takers].append(Item(lease.key, survey.weights.get(lease.key, 1.0)))
+    found: dict[LeaseKey, str] = {}
+    for takers, items in by_takers.items():
+        if takers:
+            found |= place(items, loads, takers)
+    return found
 
 
 def survey(listing: Listing, sightings: Sightings, failover_time: float) -> Survey:
@@ -83,7 +100,9 @@ class _Surveyor:
             self._sort(key, lease)
         for takers, mappings in self._classes().items():
             self._even_out(takers, mappings)
-        return Survey(self.leases, self.present, self.owned, self.claims, self.wants, self.loads)
+        return Survey(
+            self.leases, self.present, self.owned, self.claims, self.wants, self.loads, self.weights
+        )
 
     def _is_active(self, lease: Lease) -> bool:
         if lease.checkpoint.finished:

@@ -16,7 +16,8 @@ A holding here::
 What reads the shard is the *tenant* of the lease. A mapping is enlisted while it can take tenants in; who withdraws it gives
 its leases back, and takes no more. A mapping that is paused is withdrawn, so that others read its shards.
 
-Who goes lets the others know before its leases are free, gives back what is handed to it meanwhile, and removes its row last.
+Who goes lets the others know, hands its leases to those that stay, gives back what is handed to it meanwhile, and removes its
+row last.
 
 Checkpoints are written with renewals only: a lease whose checkpoint moves is renewed more often than an idle one. Whether a
 write has happened whose answer did not come is left open: the same write is tried again and recognised by the store, and counts
@@ -49,7 +50,7 @@ from poller.core.leases import (
     upkeep,
 )
 from poller.core.sightings import Sightings
-from poller.core.survey import survey
+from poller.core.survey import heirs, survey
 from poller.engine.fleet_status import fleet_status
 from poller.errors import StoreError
 from poller.model import LeaseChanged, LeaseEvent
@@ -161,6 +162,9 @@ class LeaseKeeper:
         # Claims of which it is not known whether they have happened: the counter, and when they were asked for first.
         self._asked: dict[LeaseKey, tuple[int, float]] = {}
         self._shunned: dict[LeaseKey, float] = {}
+        # Who is to have what was withdrawn; nobody is for leaving it free.
+        self._heirs: dict[LeaseKey, str] = {}
+        self._choosing = anyio.Lock()
         self._places = anyio.Semaphore(CLAIMING)
         self._sightings = Sightings()
         self._listed: tuple[Worker, ...] = ()
@@ -220,7 +224,7 @@ class LeaseKeeper:
         self._set_mappings(self.worker.mappings - {mapping})
         if self._tasks:
             for holding in self._of(mapping):
-                self._tasks.start_soon(self._hand_over, holding, "")
+                self._tasks.start_soon(self._bequeath, holding)
 
     def _set_mappings(self, mappings: frozenset[str]) -> None:
         if mappings != self.worker.mappings:
@@ -248,7 +252,7 @@ class LeaseKeeper:
                     background.start_soon(self._upkeep, tasks)
                     await self._quieted.wait()
                     for holding in list(self._held.values()):
-                        tasks.start_soon(self._hand_over, holding, "")
+                        tasks.start_soon(self._bequeath, holding)
             finally:
                 self._tasks = None
             await self._hand_on()
@@ -369,7 +373,7 @@ class LeaseKeeper:
         holding = self._held[lease.key] = _Holding(row, asked, opener(row), row.checkpoint)
         self._tell(lease, LeaseEvent.CLAIMED, lease.owner if lease.owner != self.worker.id else "")
         if self._quieted.is_set():
-            await self._hand_over(holding, "")
+            await self._bequeath(holding)
 
     # --- keeping --------------------------------------------------------------------------------------------------------
 
@@ -443,33 +447,56 @@ class LeaseKeeper:
             return
         with anyio.CancelScope() as holding.draining:
             await holding.tenant.drain()
-            await self._no_more_known_for(holding.lease.mapping)
-            while True:
-                # The heir may have gone while the last batch was finished.
-                heir = to if self._takes(to, holding.lease.mapping) else ""
-                if await self._release(holding, heir) is not False:
-                    return
-                await anyio.sleep(TICK)
+            # The heir may have gone while the last batch was finished.
+            await self._part_with(holding, to if self._takes(to, holding.lease.mapping) else "")
+
+    async def _bequeath(self, holding: _Holding) -> None:
+        """Hand over a lease of a mapping that was withdrawn."""
+        if holding.draining:
+            return
+        with anyio.CancelScope() as holding.draining:
+            await holding.tenant.drain()
+            with anyio.move_on_after(PATIENCE):
+                async with self._choosing:
+                    if holding.lease.key not in self._heirs:
+                        await self._choose_heirs(holding.lease.mapping)
+            await self._part_with(holding, self._heirs.pop(holding.lease.key, ""))
+
+    async def _choose_heirs(self, mapping: str) -> None:
+        """Say who is to have what was withdrawn, so that it need not be found free and shared out by several looks.
+
+        Others have to know of the withdrawal first: of two that go at a time one sees that the other does.
+        """
+        while mapping in self._known_for - self.worker.mappings:
+            await self._changed.wait()
+        asked = anyio.current_time()
+        listing = await self._try(self.store.list)
+        if listing is not None:
+            sightings = self._sightings.fold(listing, asked, anyio.current_time())
+            withdrawn = [lease for lease in self.leases if lease.mapping not in self.worker.mappings]
+            found = heirs(survey(listing, sightings, self.failover_time), self.worker.id, withdrawn)
+            self._heirs = dict.fromkeys((lease.key for lease in withdrawn), "") | found
+
+    async def _part_with(self, holding: _Holding, to: str) -> None:
+        while True:
+            if await self._release(holding, to) is not False:
+                return
+            await anyio.sleep(TICK)
 
     async def _hand_on(self) -> None:
-        """Give back what others have handed to this worker while it went, and wait a little for what it had asked for."""
+        """Give back what others have handed to this worker while it went, and wait a little for what may still come: what it
+        had asked for, and from others that go."""
+        me = self.worker.id
+        ran = {one.id for one in self._listed if one.mappings} - {me}
         with anyio.move_on_after(PATIENCE):
             while (listing := await self._try(self.store.list)) is not None:
                 for lease in listing.leases:
-                    if lease.owner == self.worker.id:
-                        row = await self._try(self.store.claim, lease, self.worker.id)
-                        if row:
-                            await self._try(self.store.release, row, row.checkpoint)
-                if all(lease.wanted_by != self.worker.id for lease in listing.leases):
+                    if lease.owner == me and (row := await self._try(self.store.claim, lease, me)):
+                        await self._try(self.store.release, row, row.checkpoint)
+                others_go = any(one.id in ran and not one.mappings for one in listing.workers)
+                if not others_go and all(lease.wanted_by != me for lease in listing.leases):
                     return
                 await anyio.sleep(TICK / 2)
-
-    async def _no_more_known_for(self, mapping: str) -> None:
-        """Let others know of a mapping that was withdrawn before its leases are free: who looks in between would leave them to
-        this worker."""
-        with anyio.move_on_after(PATIENCE):
-            while mapping in self._known_for - self.worker.mappings:
-                await self._changed.wait()
 
     async def complete(self, key: LeaseKey) -> bool:
         """Release a lease whose tenant has a finished checkpoint; tried again until it is. False when it was lost."""

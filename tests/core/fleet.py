@@ -33,7 +33,7 @@ from poller.core.leases import (
     upkeep,
 )
 from poller.core.sightings import Sightings
-from poller.core.survey import Survey, survey
+from poller.core.survey import Survey, heirs, survey
 from poller.model import Checkpoint, Lease, LeaseKey, Listing, Worker
 from poller.stores.memory import MemoryStore
 
@@ -319,8 +319,10 @@ class SimulatedWorker:
         self.leaving = True
         self._me = me = Worker(self.id, frozenset(), self._me.counter + 1)
         self._write(lambda: result(self._fleet.store.beat(me)), lambda _: None)
+        left = [reading.lease for reading in self.held.values()]
+        found = heirs(self._survey, self.id, left) if self._survey else {}
         for reading in list(self.held.values()):
-            self._drain(reading, "")
+            self._drain(reading, found.get(reading.lease.key, ""))
         self._go(4)
         self._after(10, lambda: self._fleet.kill(self))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ from poller.core.leases import (
     upkeep,
 )
 from poller.core.sightings import Sightings
-from poller.core.survey import Survey, survey
+from poller.core.survey import Survey, heirs, survey
 from poller.model import Checkpoint, Lease, Listing, Worker
 
 CLICKS = frozenset({"clicks"})
@@ -156,6 +157,17 @@ def test_a_worker_that_stops_runs_no_mapping_and_so_gives_everything_back():
     rows = [lease("a", "me"), lease("b", "me"), lease("c")]
     actions = plan(seen(*rows), stopping, {row.key: 1 for row in rows[:2]})
     assert actions == (Release(rows[0]), Release(rows[1]))
+
+
+def test_what_somebody_leaves_goes_to_those_who_run_its_mapping_and_evenly():
+    third, elsewhere = Worker("third", CLICKS, 1), Worker("elsewhere", frozenset({"orders"}), 1)
+    mine = leases("me", 9)
+    orders = Lease("orders", "a", owner="me")
+    found = heirs(seen(*mine, orders, workers=(ME, OTHER, third, elsewhere)), "me", [*mine, orders])
+    assert found.pop(orders.key) == "elsewhere"
+    assert sorted(Counter(found.values()).values()) in ([4, 5], [3, 6])
+    assert found.keys() == {row.key for row in mine}
+    assert heirs(seen(*mine, workers=(ME,)), "me", mine) == {}
 
 
 # --- balance ------------------------------------------------------------------------------------------------------------

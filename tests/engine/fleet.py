@@ -34,6 +34,7 @@ class Way:
         self.calls: list[str] = []
         self.loses: set[str] = set()
         self.slow: dict[str, float] = {}
+        self.refuses: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(self._table, name)
@@ -43,7 +44,7 @@ class Way:
         async def call(*arguments: Any) -> Any:
             self.calls.append(name)
             await anyio.sleep(self.slow.get(name, 0))
-            if self.cut:
+            if self.cut or name in self.refuses:
                 raise StoreError("the table is out of reach")
             answer = await verb(*arguments)
             await anyio.lowlevel.checkpoint()

@@ -249,6 +249,26 @@ def test_what_is_handed_to_a_worker_that_leaves_comes_back_at_once(offset: float
     in_virtual_time(body)
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.01, 0.1, 0.3])
+@pytest.mark.parametrize("stays", [True, False])
+def test_workers_that_stop_together_leave_nothing_to_each_other(apart: float, stays: bool):
+    async def body() -> None:
+        fleet = Fleet(Stream(8))
+        one, two, three = (fleet.member(name) for name in ("w1", "w2", "w3"))
+        async with one.running(), two.running(), three.running():
+            await feed(fleet, 20.0)
+            async with anyio.create_task_group() as tasks:
+                for member in (one, two) if stays else (one, two, three):
+                    tasks.start_soon(member.stop)
+                    await anyio.sleep(apart)
+            assert set((await fleet.owners()).values()) == ({"w3"} if stays else {""})
+            if stays:
+                await anyio.sleep(1.2)
+                assert three.shards == set(fleet.stream.listed)
+
+    in_virtual_time(body)
+
+
 @virtual
 async def test_what_was_handed_on_is_somebody_elses_by_then():
     fleet = Fleet(Stream(2))
@@ -273,12 +293,12 @@ async def test_what_was_handed_on_is_somebody_elses_by_then():
 
 
 @virtual
-async def test_a_last_look_that_fails_holds_up_no_stop():
+async def test_looks_that_fail_hold_up_no_stop():
     fleet = Fleet(Stream(6))
     one = fleet.member("w1")
     async with one.running():
         await anyio.sleep(20.0)
-        one.way.loses = {"list"}
+        one.way.refuses = {"list"}
         with anyio.fail_after(0.5):
             await one.stop()
     assert set((await fleet.owners()).values()) == {""}
