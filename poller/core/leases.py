@@ -25,6 +25,10 @@ with the same look. `plan` is one worker's part of it. Looks differ a little, so
 it. A plan that is carried out in part leaves the rest as it was (`poller.core.balance`), and what somebody does not take in
 time falls to the next. Nothing is taken from an owner that renews: it is asked, and hands over between two batches.
 
+*Leaving.* Who goes hands its leases to heirs among those that stay (`survey.heirs`), who take them at their next look. It has
+taken its mappings out of its row before, so of two that go one knows; what comes to it meanwhile it makes free; and what is
+still its own when its row has gone is free for all who have seen that row.
+
 *Calm.* Loads within ten percent of the average are let be. A lease that has changed hands stays for two failover times. One
 that is wanted counts as moved already, so that nobody else asks for another one instead.
 
