@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from poller.sources._stream_api import Api
     from poller.sources._stream_page import Page, Wire
 
-#: Records that are built before other tasks have their turn: a few milliseconds.
+#: Records, and bytes of them, that are built before other tasks have their turn: a few milliseconds.
 BUILT_AT_ONCE = 500
+BUILT_BYTES = 2**20
 #: Seconds for which a listing of the shards serves all mappings of a stream.
 LISTING_LIFE = 1.0
 
@@ -282,11 +283,12 @@ class StreamReader:
             # Whoever comes next, even while these are being built, has to read on.
             self._page = None
         built: list[Record] = []
+        step = max(1, min(BUILT_AT_ONCE, BUILT_BYTES * len(page.records) // max(1, page.cost)))
         try:
-            for at in range(begin, end, BUILT_AT_ONCE):
+            for at in range(begin, end, step):
                 if at > begin:
                     await anyio.lowlevel.cancel_shielded_checkpoint()
-                wires = page.records[at : min(at + BUILT_AT_ONCE, end)]
+                wires = page.records[at : min(at + step, end)]
                 built += self._envelope.records(self._shard.id, wires)
             self._note(page, end)
         except SENSELESS as error:

@@ -69,11 +69,12 @@ async def test_a_receive_builds_only_what_it_hands_out(kind: str) -> None:
         assert "990 records in hand" in repr(reader)
 
 
+@pytest.mark.parametrize("bound", ["BUILT_AT_ONCE", "BUILT_BYTES"])
 @virtual
 async def test_other_tasks_have_their_turn_while_a_large_batch_is_built(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    bound: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "BUILT_AT_ONCE", 100)
+    monkeypatch.setattr(stream_module, bound, 100)
     rig = Rig.of(kind)
     rig.fake.put(*["x"] * 1000)
     async with rig.open() as reader:
