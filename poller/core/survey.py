@@ -41,6 +41,8 @@ class Survey:
     """All that there are."""
     present: Mapping[str, frozenset[str]]
     """The workers that are there, with the mappings that they run."""
+    heirs: frozenset[tuple[str, str]]
+    """As `Listing` has them."""
     owned: Mapping[str, Sequence[Lease]]
     """Leases by their owner, expired ones included."""
     claims: Mapping[str, Sequence[Lease]]
@@ -53,8 +55,14 @@ class Survey:
     """What the leases that are not finished weigh, in the same unit."""
 
     def takes(self, worker: str, mapping: str) -> bool:
-        """Whether a worker is there and runs a mapping."""
-        return mapping in self.present.get(worker, ())
+        """Whether a worker may be handed leases of a mapping: it is there and runs it, or is of another program that does."""
+        return _takes(worker, mapping, self.present, self.heirs)
+
+
+def _takes(
+    worker: str, mapping: str, present: Mapping[str, frozenset[str]], heirs: frozenset[tuple[str, str]]
+) -> bool:
+    return mapping in present.get(worker, ()) or (mapping, worker) in heirs
 
 
 def heirs(survey: Survey, worker: str, leases: Iterable[Lease]) -> dict[LeaseKey, str]:
@@ -85,6 +93,7 @@ class _Surveyor:
         present = sightings.present(failover_time)
         self.workers = [worker for worker in listing.workers if worker.id in present]
         self.present = {worker.id: worker.mappings for worker in self.workers}
+        self.heirs = listing.heirs
         self.active = {key: lease for key, lease in self.leases.items() if self._is_active(lease)}
         self.weights = _weights(self.active)
         self.loads = dict.fromkeys(sorted(self.present), 0.0)
@@ -101,7 +110,14 @@ class _Surveyor:
         for takers, mappings in self._classes().items():
             self._even_out(takers, mappings)
         return Survey(
-            self.leases, self.present, self.owned, self.claims, self.wants, self.loads, self.weights
+            self.leases,
+            self.present,
+            self.heirs,
+            self.owned,
+            self.claims,
+            self.wants,
+            self.loads,
+            self.weights,
         )
 
     def _is_active(self, lease: Lease) -> bool:
@@ -124,7 +140,7 @@ class _Surveyor:
             self.free[lease.mapping].append(lease)
             self.failing.add(owner)
             return
-        bound = wanted_by != owner and lease.mapping in self.present.get(wanted_by, ())
+        bound = wanted_by != owner and _takes(wanted_by, lease.mapping, self.present, self.heirs)
         bearer = wanted_by if bound else owner
         self.loads[bearer] = self.loads.get(bearer, 0.0) + self.weights[key]
         if not bound and at - seen.moved >= SETTLED * self.failover_time:

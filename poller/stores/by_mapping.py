@@ -80,13 +80,12 @@ class ByMapping:
             raise error
         own = await self._own.list()
         leases = [lease for lease in own.leases if lease.mapping not in self._others]
-        workers: dict[str, Worker] = {}
+        heirs: frozenset[tuple[str, str]] = frozenset()
         for mapping, listing in self._known.items():
             # A table may have other mappings, and workers that once had it for their state.
             leases += [lease for lease in listing.leases if lease.mapping == mapping]
-            workers |= {worker.id: worker for worker in listing.workers}
-        workers |= {worker.id: worker for worker in own.workers}
-        return Listing(leases, tuple(workers.values()))
+            heirs |= listing.heirs
+        return Listing(leases, own.workers, heirs)
 
     async def _look(self, mapping: str, failed: dict[str, StoreError]) -> None:
         try:

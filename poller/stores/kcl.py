@@ -3,7 +3,7 @@
 Every write is conditional on the owner and the counter that the writer saw, as the KCL's own are, and adds one to the counter:
 so of a worker of the KCL and one of ours that both believe to own a lease, one cannot write any more. While the KCL hands a
 lease over (from 3.0 on), its owner is who still reads it; it is claimed from there only when its counter stands still. When
-the KCL's leader has asked one of ours for a lease, the heir is told as somebody who asks and is there, and is handed it.
+the KCL's leader has asked one of ours for a lease, the heir is told as somebody who asks for it, and is handed it.
 
 *The checkpoint moves forward only.* Text that sorts has no place in these rows, so a checkpoint is written on the condition
 that the row still has the one that the writer knows, and looked at again when it has not.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from poller.core.leases import has_happened
 from poller.core.positions import position
 from poller.errors import StoreError
-from poller.model import Checkpoint, Lease, Listing, Worker
+from poller.model import Checkpoint, Lease, Listing
 from poller.stores import _kcl_rows as rows
 from poller.stores._dynamodb_table import Layout, Table
 from poller.stores._kcl_rows import (
@@ -127,7 +127,7 @@ class KclStore:
     # --- leases ---------------------------------------------------------------------------------------------------------
 
     async def list(self) -> Listing:
-        """The leases; its workers are those of the KCL that are to be handed one of them."""
+        """The leases; the heirs are workers of the KCL that are to be handed one of them."""
         return self._listing(await self._table.scan())
 
     async def add(self, lease: Lease) -> None:
@@ -250,8 +250,9 @@ class KclStore:
         done = Checkpoint(finished=True)
         for shard, parents in passed.items():
             leases.setdefault(shard, Lease(self._origin.mapping, shard, parents, checkpoint=done))
-        heirs = {heir for item in items if (heir := rows.heir_of(item))}
-        return Listing(tuple(leases.values()), [Worker(heir, frozenset()) for heir in sorted(heirs)])
+        # No workers: who has a row and then none has left, and a worker of the KCL never has one.
+        heirs = frozenset((self._origin.mapping, heir) for item in items if (heir := rows.heir_of(item)))
+        return Listing(tuple(leases.values()), (), heirs)
 
     def _restless(self, shard: str) -> StoreError:
         return StoreError(f"{self._table.where}: {shard}: its checkpoint changes all the time")

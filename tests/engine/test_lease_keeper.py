@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -370,6 +370,34 @@ async def test_a_wish_is_learned_from_a_renewal_as_well():
         assert await table.want(lease, other.keeper.worker.id)
         await anyio.sleep(FAILOVER_TIME / 2 + 1)
         assert table.owners() == {"s0": other.keeper.worker.id}
+
+
+class Joint(Table):
+    """A table that another program has leases in too; it says who of that is to be handed what."""
+
+    def ask(self, shard: str, heir: str) -> None:
+        self._put(replace(self._leases["clicks", shard], wanted_by=heir))
+
+    async def list(self) -> Listing:
+        listing = await super().list()
+        asking = {lease.wanted_by for lease in listing.leases if lease.wanted_by.startswith("other-")}
+        return replace(listing, heirs=frozenset(("clicks", name) for name in asking))
+
+
+@virtual
+async def test_a_worker_of_another_program_is_handed_what_it_asks_for_and_keeps_it_while_it_renews():
+    table = Joint(4)
+    async with Member("w1", table).running(), Member("w2", table).running():
+        await anyio.sleep(30.0)
+        table.ask("s0", "other-1")
+        await anyio.sleep(2.0)
+        assert table.owners()["s0"] == "other-1"
+        for _ in range(20):
+            table.steal("s0", "other-1")
+            await anyio.sleep(3.0)
+            assert table.owners()["s0"] == "other-1"
+        await anyio.sleep(FAILOVER_TIME)
+        assert table.owners()["s0"] in {"w1", "w2"}
 
 
 @virtual
