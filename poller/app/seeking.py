@@ -69,7 +69,8 @@ async def carry_out(
     async with _taken(store, mapping.name, moving, taking) as leases:
         for shard, move in moving.items():
             await store.seek(mapping.name, shard, move.after)
-            leases[shard] = replace(leases[shard], checkpoint=move.after)
+            if shard in leases:
+                leases[shard] = replace(leases[shard], checkpoint=move.after)
     return moves
 
 
@@ -77,11 +78,16 @@ async def carry_out(
 async def _taken(
     store: SharedStore, mapping: str, shards: Collection[str], taking: Taking
 ) -> AsyncIterator[dict[str, Lease]]:
-    """The leases of `shards`, taken for the length of the context; released with the checkpoints that they have then."""
+    """The leases of `shards`, taken for the length of the context; released with the checkpoints that they have then.
+
+    Of one that is finished nobody takes the lease, and in a table of the KCL it may have none.
+    """
     rows = await _free(store, mapping, shards, taking.failover_time)
     taken: dict[str, Lease] = {}
     try:
         for shard in shards:
+            if rows[shard].checkpoint.finished:
+                continue
             lease = await store.claim(rows[shard], taking.worker)
             if lease is None:
                 raise _read_by_another(mapping, shard)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import anyio
 import pytest
 
+from poller.app import seeking
 from poller.app.lease_tables import beside
 from poller.aws.session import AwsSession
 from poller.config import Aws, parse
@@ -27,6 +29,7 @@ from tests.scripted_session import open_aws
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from poller.config import Mapping
     from tests.servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -359,6 +362,20 @@ async def test_a_parent_whose_row_the_kcl_has_removed_is_finished(kcl: Kcl):
     assert SECOND not in await leases(store), "another worker may be about to add it"
     assert (await store.load("clicks"))[FIRST] == done
     assert FIRST not in await kcl.list()
+
+
+async def test_a_seek_opens_a_shard_again_whose_row_the_kcl_has_removed(kcl: Kcl):
+    await kcl.create(KclLease(LEFT, 4, 0, (SEQUENCE, 0), parents=frozenset({FIRST})))
+    store = await opened(kcl)
+    mapping = cast("Mapping", SimpleNamespace(name="clicks", source="kinesis"))
+    taking = seeking.Taking("seek-1", failover_time=0.2)
+    await seeking.carry_out(store, mapping, seeking.Wish("TRIM_HORIZON"), 1_700_000_000.0, taking)
+    found = await leases(store)
+    assert {shard: (row.checkpoint, row.owner) for shard, row in found.items()} == {
+        FIRST: (Checkpoint(), ""),
+        LEFT: (Checkpoint(), ""),
+    }
+    assert {row.checkpoint for row in (await kcl.list()).values()} == {("TRIM_HORIZON", 0)}
 
 
 async def test_a_shard_that_is_finished_when_it_is_added_gets_no_row(kcl: Kcl):
