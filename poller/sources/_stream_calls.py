@@ -30,9 +30,10 @@ async def check_shard(error: ResourceNotFound, shard_id: str, api: StreamApi) ->
     """Raise `ShardGone` when what `error` did not find is a shard that the stream has no more.
 
     AWS has one code for a stream and for a shard that is not there; the listing knows which. Raises AwsError when there is
-    none, as for a stream that does not exist.
+    none, as for a stream that does not exist. A stream that lists no shards at all is just being made: none of them is gone.
     """
-    if all(shard.id != shard_id for shard in await api.list_shards()):
+    listed = await api.list_shards()
+    if listed and all(shard.id != shard_id for shard in listed):
         gone = f"{shard_id} of {api.arn} is gone: {error}"
         raise ShardGone(gone, code=ShardGone.CODE, operation=error.operation) from error
 

@@ -285,7 +285,7 @@ async def test_a_shard_that_is_gone_is_told_from_what_else_may_be_missing() -> N
 @virtual
 async def test_a_shard_that_vanishes_while_it_is_read_is_said_to_be_gone() -> None:
     script = Script([[event(1)], ResourceNotFound("no")])
-    async with fan_out(script.api, listing=Polled().api).open(SHARD, StartAt()) as reader:
+    async with fan_out(script.api, listing=Polled("shardId-another").api).open(SHARD, StartAt()) as reader:
         assert numbers(await reader.receive(1, 1)) == [1]
         with pytest.raises(ShardGone):
             await reader.receive(1, 1)

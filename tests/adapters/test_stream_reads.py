@@ -208,6 +208,17 @@ async def test_a_shard_that_is_gone_is_told_from_a_stream_that_is_gone(kind: str
 
 
 @virtual
+async def test_a_stream_that_lists_no_shards_at_all_has_lost_none(kind: str) -> None:
+    """It is just being made, under a name that it had before."""
+    rig = Rig.of(kind)
+    name, _ = rig.fake.shards.popitem()
+    with pytest.raises(ResourceNotFound) as raised:
+        async with rig.open(after("12345678901234567890"), shard=name):
+            pass
+    assert not isinstance(raised.value, ShardGone)
+
+
+@virtual
 async def test_a_shard_that_vanishes_while_it_is_read_is_said_to_be_gone(kind: str) -> None:
     rig = Rig.of(kind)
     async with rig.open() as reader:
