@@ -136,6 +136,7 @@ class LeasedShardKeeper(ShardKeeper):
         if await self._insist(partial(self._leases.store.add, lease)):
             self._parents[shard] = self._parents.get(shard, frozenset()).union(parents)
             self.checkpoints.setdefault(shard, checkpoint)
+            self._first.pop(shard, None)
 
     def _follow(self) -> None:
         """Take in what the last look at the table has shown of the shards that are not read here."""

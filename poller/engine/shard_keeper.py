@@ -115,6 +115,9 @@ class ShardKeeper:
                 self.parking, plan.batches, plan.plan.limits, invoker, self.door, self.health, self.breaker
             )
         self._tree = ShardTree({}, plan.position, plan.timestamp)
+        # First checkpoints that are not saved yet, in their order; one saves them at a time.
+        self._first: dict[str, Checkpoint] = {}
+        self._saving_first = anyio.Lock()
         self._reading: dict[str, Reading] = {}
         # Shards that were begun and have no reader at the moment, and why.
         self._opening: dict[str, str] = {}
@@ -222,15 +225,19 @@ class ShardKeeper:
                 self._begin_ready()
 
     async def _learn(self, shards: Iterable[Shard]) -> None:
-        """Take in shards, and save the first checkpoints of those that are new, parents first."""
-        known = {shard.id: shard for shard in shards}
-        generation: dict[str, Checkpoint] = {}
-        for shard, checkpoint in self._tree.learn(known.values(), self._world.wall()).items():
-            if generation.keys() & set(known[shard].parents):
-                await self._save_all(generation)
-                generation = {}
-            generation[shard] = checkpoint
-        await self._save_all(generation)
+        """Take in shards, and save the first checkpoints of those that are new, parents first.
+
+        Those too that another task has learned and not saved: it may have been cut short, and one of them may be a parent.
+        """
+        self._first |= self._tree.learn(shards, self._world.wall())
+        async with self._saving_first:
+            generation: dict[str, Checkpoint] = {}
+            for shard, checkpoint in list(self._first.items()):
+                if generation.keys() & set(self._tree.shard(shard).parents):
+                    await self._save_all(generation)
+                    generation = {}
+                generation[shard] = checkpoint
+            await self._save_all(generation)
 
     async def _save_all(self, checkpoints: dict[str, Checkpoint]) -> None:
         async with anyio.create_task_group() as tasks:
@@ -241,6 +248,7 @@ class ShardKeeper:
         """Save until it is: nothing of a shard is read before."""
         if await self._insist(partial(self._store.save, self._name, shard, checkpoint)):
             self.checkpoints[shard] = checkpoint
+            self._first.pop(shard, None)
 
     async def _insist(self, write: Callable[[], Awaitable[object]]) -> bool:
         """Write until it is done; False when all is quiet before."""
@@ -269,6 +277,7 @@ class ShardKeeper:
         self._tree.forget(gone)
         for shard in gone:
             self.checkpoints.pop(shard, None)
+            self._first.pop(shard, None)
 
     # --- shards ---------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from poller.engine.invoker import World
+    from poller.model import Listing
 
 VERBS = frozenset(
     {"load", "save", "seek", "list", "beat", "leave", "add", "claim", "want", "renew", "release"}
@@ -35,6 +36,10 @@ class Way:
         self.loses: set[str] = set()
         self.slow: dict[str, float] = {}
         self.refuses: set[str] = set()
+        #: Shards whose rows cannot be made.
+        self.refused: set[str] = set()
+        #: Shards whose rows are left out by the first look that could show them.
+        self.late: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(self._table, name)
@@ -46,7 +51,11 @@ class Way:
             await anyio.sleep(self.slow.get(name, 0))
             if self.cut or name in self.refuses:
                 raise StoreError("the table is out of reach")
+            if name == "add" and arguments[0].shard in self.refused:
+                raise StoreError("too busy")
             answer = await verb(*arguments)
+            if name == "list":
+                answer = self._as_shown(answer)
             await anyio.lowlevel.checkpoint()
             if name in self.loses:
                 self.loses.discard(name)
@@ -54,6 +63,11 @@ class Way:
             return answer
 
         return call
+
+    def _as_shown(self, listing: Listing) -> Listing:
+        late = self.late.intersection(lease.shard for lease in listing.leases)
+        self.late -= late
+        return replace(listing, leases=[lease for lease in listing.leases if lease.shard not in late])
 
 
 @dataclass(frozen=True)

@@ -508,6 +508,43 @@ async def test_a_lease_that_is_lost_while_its_children_are_taken_in_is_not_finis
 
 
 @virtual
+async def test_children_that_were_found_while_the_table_was_down_are_read_once_it_is_back():
+    fleet = Fleet(Stream(1))
+    one = fleet.member("w1")
+    async with one.running():
+        await feed(fleet, 5.0)
+        one.way.cut = True
+        for child in fleet.stream.split("shard-000"):
+            fleet.stream.put(shard=child)
+        await anyio.sleep(2 * FAILOVER_TIME)
+        assert one.events[-1] == "lost"
+        one.way.cut = False
+        await anyio.sleep(60.0)
+        assert await fleet.finished() == {"shard-000"}
+    check_nothing_lost(fleet)
+
+
+@virtual
+async def test_the_row_of_a_merged_shard_is_not_made_before_that_of_a_parent():
+    fleet = Fleet(Stream(2))
+    one = fleet.member("w1")
+    async with one.running():
+        await feed(fleet, 5.0)
+        brief, _ = fleet.stream.split("shard-000")
+        one.way.refused = {brief}
+        fleet.stream.put(shard=brief)
+        await anyio.sleep(2.0)
+        merged = fleet.stream.merge(brief, "shard-001")
+        fleet.stream.put(shard=merged)
+        await anyio.sleep(5.0)
+        assert merged not in await fleet.owners()
+        one.way.refused = set()
+        await anyio.sleep(60.0)
+    check_nothing_lost(fleet)
+    check_order(fleet)
+
+
+@virtual
 async def test_a_lease_that_is_lost_in_the_moment_in_which_it_is_finished_stays_with_who_has_it():
     fleet = Fleet(Stream(1))
     one = fleet.member("w1")
