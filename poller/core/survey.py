@@ -1,8 +1,9 @@
 """Who should have which lease, computed from one look at the table. Equal for all workers that saw the same.
 
-A lease is *free* when nobody owns it, or its owner has gone or let it expire, and its parents are finished. What is free is
-placed; then loads are evened out, by placing differently what is not taken yet, and by asking owners for the rest. Workers that
-run the same mappings form a *class*, and leases stay within it; what a worker carries counts in all of its classes.
+A lease is *free* when nobody owns it, or its owner has gone or let it expire, and its parents are finished or have no rows.
+What is free is placed; then loads are evened out, by placing differently what is not taken yet, and by asking owners for the
+rest. Workers that run the same mappings form a *class*, and leases stay within it; what a worker carries counts in all of its
+classes.
 
 A worker that has let a lease expire is dead, or has got stuck, and gets nothing that is free as long as there are others. A
 worker that owns leases but does not count, say because it is another program on the same table, is left what it has, and
@@ -125,7 +126,10 @@ class _Surveyor:
             return False
         if lease.owner or not lease.parents:
             return True
-        parents = (self.leases.get((lease.mapping, parent)) for parent in lease.parents)
+        parents = [self.leases.get((lease.mapping, parent)) for parent in lease.parents]
+        # A look may show a row that is new and not yet those of its parents, which were made before it.
+        if None in parents and not lease.counter and self.sightings.unchanged(lease.key) <= 0:
+            return False
         return all(parent is None or parent.checkpoint.finished for parent in parents)
 
     def _sort(self, key: LeaseKey, lease: Lease) -> None:

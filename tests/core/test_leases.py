@@ -99,6 +99,17 @@ def test_children_are_claimed_after_their_parents_are_finished():
     assert by_kind(plan(seen(left, right, child, workers=(ME,)), ME, {}), Claim) == {"child"}
 
 
+def test_a_row_that_is_new_waits_a_look_for_those_of_its_parents():
+    child = lease("child", counter=0, parents=("parent",))
+    alone, both = Listing((child,), (ME,)), Listing((lease("parent", counter=0), child), (ME,))
+    sightings = Sightings().fold(alone, 0.0, 0.1)
+    assert not plan(survey(alone, sightings, FAILOVER_TIME), ME, {}), "the parent's may be shown later"
+    found = survey(both, sightings.fold(both, 1.0, 1.1), FAILOVER_TIME)
+    assert by_kind(plan(found, ME, {}), Claim) == {"parent"}
+    found = survey(alone, sightings.fold(alone, 1.0, 1.1), FAILOVER_TIME)
+    assert by_kind(plan(found, ME, {}), Claim) == {"child"}, "there is none"
+
+
 def test_a_parent_of_the_same_name_in_another_mapping_is_none():
     stranger = Lease("orders", "parent")
     child = lease("child", parents=("parent",))

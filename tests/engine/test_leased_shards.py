@@ -545,6 +545,22 @@ async def test_the_row_of_a_merged_shard_is_not_made_before_that_of_a_parent():
 
 
 @virtual
+async def test_a_shard_is_not_read_before_a_parent_whose_row_is_shown_a_moment_later():
+    fleet = Fleet(Stream(1), seconds=3.0)
+    one, two = fleet.member("w1"), fleet.member("w2")
+    async with one.running(), two.running():
+        await anyio.sleep(5.0)
+        between, _ = fleet.stream.split("shard-000")
+        fleet.stream.put(shard=between)
+        child, _ = fleet.stream.split(between)
+        fleet.stream.put(shard=child)
+        one.way.late, two.way.late = {between}, {between}
+        await anyio.sleep(30.0)
+    check_nothing_lost(fleet)
+    check_order(fleet)
+
+
+@virtual
 async def test_a_lease_that_is_lost_in_the_moment_in_which_it_is_finished_stays_with_who_has_it():
     fleet = Fleet(Stream(1))
     one = fleet.member("w1")
