@@ -32,7 +32,7 @@ LATEST            open: nothing yet, since now*; closed: finished     nothing ye
 ================  ==================================================  ===================================
 
 (*) Where the end was then can only be found by the time later on, and no record may fall between two clocks: so it is `SKEW`
-seconds less. The first start has no need of it and asks for the end itself.
+seconds less. The first start has no need of it and asks for the end itself, unless it was held up for longer than that.
 
 A shard is closed when the source says so or the listing has a child of it. These checkpoints are saved, in the order in which
 they are given, before anything is begun: parents come first, so a start that was cut short leaves no child behind whose parent
@@ -163,15 +163,16 @@ class ShardTree:
         parents = self._shards[shard_id].parents
         return frozenset(self._shards.keys() & parents) - self._finished
 
-    def begin(self, shard_id: str, checkpoint: Checkpoint, *, first: bool = True) -> StartAt:
-        """A reader is opened on a shard that is ready: say where, given its checkpoint as it is now.
+    def begin(self, shard_id: str, checkpoint: Checkpoint, now: float, *, first: bool = True) -> StartAt:
+        """A reader is opened on a shard that is ready: say where, given its checkpoint as it is; `now` is Unix time.
 
         `first` is False when another worker may have read it before, who can have known another end.
         """
         self._reading.add(shard_id)
         # Finished once, and moved back by a command since.
         self._finished.discard(shard_id)
-        is_latest = first and shard_id in self._latest
+        # Its records since the first listing are wanted, so a start that was held up has to seek them.
+        is_latest = first and shard_id in self._latest and now < checkpoint.since + 2 * SKEW
         self._latest.discard(shard_id)
         if checkpoint.sequence_number:
             number, sub = checkpoint.sequence_number, checkpoint.sub_sequence_number

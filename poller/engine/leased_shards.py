@@ -189,7 +189,8 @@ class LeasedShardKeeper(ShardKeeper):
                     self.checkpoints[shard] = lease.checkpoint
                     tenancy.former = None
                 known = await self._known(lease)
-                start = self._tree.begin(shard, lease.checkpoint, first=lease.counter == 1)
+                now, first = self._world.wall(), lease.counter == 1
+                start = self._tree.begin(shard, lease.checkpoint, now, first=first)
                 await self._keep_reading(known, start)
         finally:
             if tenancy.former is None:

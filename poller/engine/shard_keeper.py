@@ -287,7 +287,7 @@ class ShardKeeper:
         for shard in self._tree.ready():
             # Only a shard whose first checkpoint is saved: another one of the same listing may be waiting for the store.
             if shard.id in self.checkpoints:
-                start = self._tree.begin(shard.id, self.checkpoints[shard.id])
+                start = self._tree.begin(shard.id, self.checkpoints[shard.id], self._world.wall())
                 self._tasks.start_soon(self._keep_reading, shard, start)
 
     async def _keep_reading(self, shard: Shard, start: StartAt) -> None:
@@ -309,7 +309,7 @@ class ShardKeeper:
                 self.health.failed(shard.id, str(error), pause)
                 await self._unless_quieted(pause)
             # Not where it began before: something may be done by now, and the latest would be another one.
-            start = self._tree.begin(shard.id, self.checkpoints[shard.id])
+            start = self._tree.begin(shard.id, self.checkpoints[shard.id], self._world.wall())
         self._opening.pop(shard.id, None)
 
     async def _read(self, shard: Shard, start: StartAt) -> bool:

@@ -234,4 +234,4 @@ def test_a_mapping_goes_on_at_the_place_whatever_its_starting_position(position,
     (move,) = moves({"a": Checkpoint(LOW, since=5.0)}, target, "a", NOW)
     tree = ShardTree({"a": move.after}, position, 7.0)
     tree.learn([Shard("a")], NOW + 60)
-    assert tree.begin("a", move.after) == start
+    assert tree.begin("a", move.after, NOW) == start

@@ -39,7 +39,7 @@ def ready(tree):
 def work_through(tree, *names):
     for name in names:
         assert name in ready(tree)
-        tree.begin(name, NOTHING)
+        tree.begin(name, NOTHING, NOW)
         tree.finish(name)
 
 
@@ -90,14 +90,15 @@ def test_after_a_restart_new_shards_are_read_from_their_beginning(position):
 )
 def test_a_shard_goes_on_where_its_checkpoint_is(position, checkpoint, start):
     tree = started([A], position, {"a": checkpoint})
-    assert tree.begin("a", checkpoint) == start
+    assert tree.begin("a", checkpoint, NOW) == start
 
 
 def test_the_end_of_a_shard_is_where_it_is_when_the_shard_begins_for_the_first_time():
     tree = started([A], "LATEST")
-    assert tree.begin("a", LATEST) == StartAt("LATEST", timestamp=NOW)
+    assert tree.begin("a", LATEST, NOW) == StartAt("LATEST", timestamp=NOW)
     tree.release("a")
-    assert tree.begin("a", LATEST) == StartAt("AT_TIMESTAMP", timestamp=NOW - 10)
+    assert tree.begin("a", LATEST, NOW) == StartAt("AT_TIMESTAMP", timestamp=NOW - 10)
+    assert started([A], "LATEST").begin("a", LATEST, NOW + 10) == StartAt("AT_TIMESTAMP", timestamp=NOW - 10)
 
 
 def test_with_latest_a_shard_that_is_closed_is_not_read_even_when_no_child_is_listed():
@@ -143,7 +144,7 @@ def test_a_stream_without_shards_at_first_is_read_from_its_beginning():
 
 def test_a_child_waits_for_its_parent():
     tree = started()
-    tree.begin("a", NOTHING)
+    tree.begin("a", NOTHING, NOW)
     assert ready(tree) == ["z"]
     assert tree.waits_for("b") == {"a"}
     tree.finish("a")
@@ -167,7 +168,7 @@ def test_a_parent_that_was_trimmed_away_is_not_waited_for():
 
 def test_a_parent_that_was_known_is_waited_for_even_when_it_is_no_longer_listed():
     tree = started([A])
-    tree.begin("a", NOTHING)
+    tree.begin("a", NOTHING, NOW)
     tree.learn([B, C], NOW)
     assert ready(tree) == []
 
@@ -195,14 +196,14 @@ def test_the_parents_of_a_shard_may_become_known_one_after_the_other():
 
 def test_a_parent_that_is_listed_after_its_child_began_is_read_all_the_same():
     tree = started([B])
-    tree.begin("b", NOTHING)
+    tree.begin("b", NOTHING, NOW)
     assert tree.learn([A, B], NOW) == {"a": NOTHING}
     assert ready(tree) == ["a"]
 
 
 def test_the_children_named_at_the_end_of_a_shard_follow_at_once():
     tree = started([A])
-    tree.begin("a", NOTHING)
+    tree.begin("a", NOTHING, NOW)
     tree.learn([B, C], NOW)
     tree.finish("a")
     assert ready(tree) == ["b", "c"]
@@ -214,7 +215,7 @@ def test_a_child_that_is_named_with_a_parent_that_no_listing_has_shown_waits_for
     assert tree.acquainted([merged]) == []
     assert tree.acquainted([Shard("x", ("z",)), merged]) == [Shard("x", ("z",))]
     tree.learn([A, B, C, Z, merged], NOW)
-    tree.begin("z", NOTHING)
+    tree.begin("z", NOTHING, NOW)
     tree.finish("z")
     assert ready(tree) == ["a"]
     assert tree.waits_for("y") == {"c"}
@@ -235,7 +236,7 @@ def test_nothing_is_ready_before_the_first_listing():
 
 def test_a_released_shard_may_begin_again():
     tree = started()
-    tree.begin("a", NOTHING)
+    tree.begin("a", NOTHING, NOW)
     tree.release("a")
     assert ready(tree) == ["a", "z"]
     tree.release("a")
@@ -260,7 +261,7 @@ def test_a_shard_may_be_finished_by_somebody_else():
 def test_it_says_what_it_does():
     tree = started()
     work_through(tree, "z")
-    tree.begin("a", NOTHING)
+    tree.begin("a", NOTHING, NOW)
     assert repr(tree) == "<ShardTree 1 reading, 3 waiting, 1 finished>"
 
 
@@ -413,7 +414,7 @@ class ReadingAStream(RuleBasedStateMachine):
         for shard in self.tree.ready():
             assert shard.id not in self.finished | self.reading
             assert self.finished.issuperset(self.shards[shard.id].parents)
-            self.tree.begin(shard.id, self.saved[shard.id])
+            self.tree.begin(shard.id, self.saved[shard.id], NOW)
             self.reading.add(shard.id)
             self.begun.add(shard.id)
 

@@ -748,6 +748,21 @@ async def test_what_was_put_while_the_first_owner_had_it_is_not_skipped_by_the_n
 
 
 @virtual
+async def test_what_was_put_before_the_first_claim_is_not_skipped_at_the_latest():
+    fleet = Fleet(Stream(1), settings={"position": "LATEST"})
+    one = fleet.member("w1")
+    async with one.running():
+        await anyio.sleep(0.5)
+        one.keeper.close()
+        await anyio.sleep(60.0)
+        fleet.stream.put()
+        await anyio.sleep(60.0)
+        one.keeper.open()
+        await anyio.sleep(10.0)
+    check_nothing_lost(fleet)
+
+
+@virtual
 async def test_checkpoints_of_a_single_daemon_are_gone_on_with_and_get_their_parents():
     fleet = Fleet(Stream(1))
     child, _ = fleet.stream.split("shard-000")

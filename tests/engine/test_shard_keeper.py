@@ -159,6 +159,25 @@ async def test_the_latest_that_could_not_be_opened_at_once_is_sought_by_its_time
 
 
 @virtual
+async def test_the_latest_is_that_of_the_first_listing_however_long_the_store_was_down_then():
+    store = FailingStore()
+    store.broken = StoreError("the disk is full")
+    clicks = Clicks(position="LATEST", store=store)
+
+    async def recover() -> None:
+        await anyio.sleep(60)
+        clicks.stream.put()
+        await anyio.sleep(60)
+        store.broken = None
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(recover)
+        async with clicks.running():
+            await anyio.sleep(60)
+    assert clicks.ids == ["1"]
+
+
+@virtual
 async def test_the_first_checkpoints_of_parents_are_saved_before_those_of_their_children():
     store = FailingStore()
     clicks = Clicks(store=store)
