@@ -197,6 +197,8 @@ class Worker:
     mappings: frozenset[str]
     """Those that it runs; others it leaves alone."""
     counter: int = 0
+    lag: float = 0.0
+    """Seconds: the age of the oldest record that is not done, of the shards that it reads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,11 +56,12 @@ def shown(fleet: dict[str, Any], now: float) -> Iterator[RenderableType]:
 
     if fleet["trouble"]:
         yield Text(f"the table cannot be used: {escape(fleet['trouble'])}", style="bold red")
-    workers = _table("worker", "leases", "KB/s", "mappings")
+    workers = _table("worker", "leases", "KB/s", "lag", "mappings")
     for one in fleet["workers"]:
         name = f"{one['id']}{' (this one)' if one['id'] == fleet['worker'] else ''}"
         mappings = ", ".join(one["mappings"]) if one["present"] else "no sign of life"
-        workers.add_row(escape(name), str(one["leases"]), _kilobytes(one["load"]), escape(mappings))
+        lag = age(one["lag"]) if one["present"] else "-"
+        workers.add_row(escape(name), str(one["leases"]), _kilobytes(one["load"]), lag, escape(mappings))
     yield workers
     leases = fleet["leases"]
     few = leases if len(leases) <= FEW else [one for one in leases if not one["owner"] or one["wanted_by"]]
@@ -69,7 +70,7 @@ def shown(fleet: dict[str, Any], now: float) -> Iterator[RenderableType]:
         table.add_row(
             escape(one["mapping"]),
             escape(one["shard"]),
-            escape(one["owner"] or "nobody"),
+            escape(one["owner"] or _nobody(one["waits_for"])),
             age(one["age"]),
             _kilobytes(one["load"]),
             escape(one["wanted_by"]),
@@ -82,6 +83,10 @@ def shown(fleet: dict[str, Any], now: float) -> Iterator[RenderableType]:
         about = ": ".join(filter(None, (one["other"], one["reason"])))
         line = f"{age(now - one['at'])} ago  {one['mapping']} {one['shard']}: {one['event']} {about}"
         yield Text(escape(line.rstrip()))
+
+
+def _nobody(waits_for: list[str]) -> str:
+    return f"nobody before {', '.join(waits_for)}" if waits_for else "nobody"
 
 
 def _kilobytes(load: float | None) -> str:

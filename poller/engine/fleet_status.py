@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from poller.core.sightings import Sightings
     from poller.core.survey import Survey
-    from poller.model import LeaseChanged, Worker
+    from poller.model import Lease, LeaseChanged, Worker
 
 
 def fleet_status(
@@ -41,6 +41,7 @@ def fleet_status(
             lease.load,
             lease.checkpoint.sequence_number,
             lease.wanted_by,
+            _waits_for(lease, survey),
         )
         for key, lease in sorted(survey.leases.items())
         if not lease.checkpoint.finished
@@ -60,4 +61,10 @@ def _worker(worker: Worker, survey: Survey, own: Sequence[LeaseStatus]) -> Worke
         worker.id in survey.present,
         len(own),
         sum(lease.load or 0.0 for lease in own),
+        worker.lag,
     )
+
+
+def _waits_for(lease: Lease, survey: Survey) -> tuple[str, ...]:
+    parents = (survey.leases.get((lease.mapping, parent)) for parent in lease.parents)
+    return tuple(parent.shard for parent in parents if parent and not parent.checkpoint.finished)

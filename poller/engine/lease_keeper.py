@@ -94,6 +94,10 @@ class Tenant(Protocol):
         """What it costs, in the unit of `Lease.load`; None when that is not known yet."""
         ...
 
+    def lag(self) -> float | None:
+        """The age of its oldest record that is not done, in seconds; None when that is not known."""
+        ...
+
     def progresses(self) -> bool:
         """Whether it moves on, or waits for something that it knows."""
         ...
@@ -274,7 +278,7 @@ class LeaseKeeper:
         while True:
             async with self._beating:
                 self._enlisted = anyio.Event()
-                worker = self.worker = replace(self.worker, counter=self.worker.counter + 1)
+                worker = self.worker = replace(self.worker, counter=self.worker.counter + 1, lag=self._lag())
                 try:
                     await self.store.beat(worker)
                 except StoreError as error:
@@ -284,6 +288,9 @@ class LeaseKeeper:
                     self._change()
             with anyio.move_on_after(self.failover_time / RENEWALS):
                 await self._enlisted.wait()
+
+    def _lag(self) -> float:
+        return max((holding.tenant.lag() or 0.0 for holding in self._held.values()), default=0.0)
 
     # --- looking --------------------------------------------------------------------------------------------------------
 

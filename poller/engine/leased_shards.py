@@ -168,6 +168,7 @@ class LeasedShardKeeper(ShardKeeper):
             partial(self._leases.holds, lease.key),
             lambda: self.checkpoints[shard],
             lambda: self._reading.get(shard),
+            self._world.wall,
             lambda: self._sweep(shard),
             former,
         )

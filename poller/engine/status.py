@@ -190,6 +190,8 @@ class WorkerStatus:
     leases: int
     load: float
     """Of its leases, in bytes a second."""
+    lag: float
+    """Seconds: the age of the oldest record that is not done, as it said with its last sign of life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ class LeaseStatus:
     """Bytes a second; None when not known yet."""
     sequence_number: str
     wanted_by: str
+    waits_for: tuple[str, ...] = ()
+    """Its parents that are not finished: nobody can read it before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ class Tenancy:
         holds: Callable[[], bool],
         newest: Callable[[], Checkpoint],
         reading: Callable[[], Reading | None],
+        wall: Callable[[], float],
         left: Callable[[], None],
         former: Tenancy | None = None,
     ) -> None:
@@ -99,6 +100,7 @@ class Tenancy:
         self._holds = holds
         self._newest = newest
         self._reading = reading
+        self._wall = wall
         self._left = left
         self._moved = anyio.current_time()
         self._meter = Meter(lease.load, self._moved)
@@ -137,6 +139,10 @@ class Tenancy:
 
     def load(self) -> float | None:
         return self._meter.rate(anyio.current_time())
+
+    def lag(self) -> float | None:
+        reading = self._reading() if self.former is None else None
+        return None if reading is None else reading.iterator_age(self._wall())
 
     def progresses(self) -> bool:
         if self._is_known_to_wait():

@@ -142,10 +142,17 @@ def lease_of(item: Mapping[str, Any], window: str = "") -> Lease:
     )
 
 
+def worker_item(worker: Worker) -> Item:
+    """The row of a worker."""
+    counter, lag = {"N": str(worker.counter)}, {"S": repr(worker.lag)}
+    return worker_key(worker.id) | {"mappings": texts(worker.mappings), "counter": counter, "lag": lag}
+
+
 def worker_of(item: Mapping[str, Any]) -> Worker:
     """The worker of a row."""
     mappings = frozenset(value["S"] for value in item["mappings"]["L"])
-    return Worker(item[KEY]["S"].removeprefix(WORKER), mappings, int(item["counter"]["N"]))
+    lag = float(_text(item, "lag") or 0.0)
+    return Worker(item[KEY]["S"].removeprefix(WORKER), mappings, int(item["counter"]["N"]), lag)
 
 
 def _text(item: Mapping[str, Any], name: str) -> str:

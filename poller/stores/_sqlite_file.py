@@ -115,6 +115,13 @@ MIGRATIONS = (
         counter INTEGER NOT NULL
     );
     """,
+    # A table of its own, as daemons that share the file may still write the rows of workers as they were.
+    """
+    CREATE TABLE lags (
+        worker TEXT NOT NULL PRIMARY KEY,
+        seconds REAL NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 # One daemon a file. Exclusive also keeps the index of the log in our memory, so that file systems without shared memory do.

@@ -31,8 +31,13 @@ class ListAll(NamedTuple):
         """Read them."""
         leases = [_lease(row) for row in connection.execute(_SELECT)]
         without = [replace(lease, checkpoint=replace(lease.checkpoint, window="")) for lease in leases]
-        rows = connection.execute("SELECT id, mappings, counter FROM workers")
-        workers = [Worker(name, frozenset(json.loads(mappings)), counter) for name, mappings, counter in rows]
+        rows = connection.execute(
+            "SELECT id, mappings, counter, seconds FROM workers LEFT JOIN lags ON worker = id"
+        )
+        workers = [
+            Worker(name, frozenset(json.loads(mappings)), counter, lag or 0.0)
+            for name, mappings, counter, lag in rows
+        ]
         return Listing(without, workers)
 
 
@@ -47,6 +52,7 @@ class Beat(NamedTuple):
         connection.execute(
             "INSERT OR REPLACE INTO workers VALUES (?, ?, ?)", (name, json.dumps(mappings), counter)
         )
+        connection.execute("INSERT OR REPLACE INTO lags VALUES (?, ?)", (name, self.worker.lag))
 
 
 class Leave(NamedTuple):
@@ -58,6 +64,7 @@ class Leave(NamedTuple):
         """Remove its row."""
         row = (self.worker.id, self.worker.counter)
         connection.execute("DELETE FROM workers WHERE id = ? AND counter = ?", row)
+        connection.execute("DELETE FROM lags WHERE worker NOT IN (SELECT id FROM workers)")
 
 
 class Add(NamedTuple):

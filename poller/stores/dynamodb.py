@@ -99,8 +99,7 @@ class DynamoDbStore:
         return Listing(leases, workers)
 
     async def beat(self, worker: Worker) -> None:
-        item = {"mappings": rows.texts(worker.mappings), "counter": {"N": str(worker.counter)}}
-        await self._table.put(rows.worker_key(worker.id) | item)
+        await self._table.put(rows.worker_item(worker))
 
     async def leave(self, worker: Worker) -> None:
         counter = {"counter": {"N": str(worker.counter)}}

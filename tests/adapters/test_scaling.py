@@ -25,12 +25,20 @@ def status(*ages: float | None, records: int = 0) -> DaemonStatus:
     return DaemonStatus("1", 7, 0.0, False, 10, 0, (mapping,))
 
 
-def fleet(workers: int, leases: int) -> FleetStatus:
+def lease(shard: str, mapping: str = "clicks", waits_for: tuple[str, ...] = ()) -> LeaseStatus:
+    return LeaseStatus(mapping, shard, "w0", 1.0, 1.0, "1", "", waits_for)
+
+
+def fleet(workers: int, leases: int, *more: LeaseStatus, lag: float = 0.0) -> FleetStatus:
+    """One of the workers gives no sign of life; the others, but for this one, have this lag."""
     return FleetStatus(
         "w0",
         None,
-        tuple(WorkerStatus(f"w{at}", ("clicks",), at < workers, 1, 1.0) for at in range(workers + 1)),
-        tuple(LeaseStatus("clicks", f"s{at}", "w0", 1.0, 1.0, "1", "") for at in range(leases)),
+        tuple(
+            WorkerStatus(f"w{at}", ("clicks",), at < workers, 1, 1.0, lag if 0 < at < workers else 9e9)
+            for at in range(workers + 1)
+        ),
+        (*(lease(f"s{at}") for at in range(leases)), *more),
     )
 
 
@@ -60,5 +68,20 @@ def test_more_workers_are_wanted_while_records_grow_old_and_never_more_than_shar
 
 
 def test_a_daemon_of_its_own_counts_its_own_shards() -> None:
-    answer = scale(status(0.0, 3.0), None)
-    assert (answer.workers, answer.leases, answer.desired_workers) == (1, 2, 1)
+    answer = scale(status(0.0, 3.0 * LAG), None)
+    assert (answer.workers, answer.leases, answer.desired_workers) == (1, 2, 1), (
+        "another could not share its state"
+    )
+
+
+def test_the_lag_is_that_of_the_whole_fleet() -> None:
+    answer = scale(status(5.0), fleet(2, 8, lag=LAG * 3))
+    assert (answer.lag_seconds, answer.desired_workers) == (LAG * 3, 4)
+    assert scale(status(5.0), fleet(2, 8, lag=1.0)).lag_seconds == 5.0
+
+
+def test_what_cannot_be_read_wants_no_workers() -> None:
+    """A mapping that is paused at every daemon, and a shard whose parent is not finished."""
+    more = (lease("s0", "paused"), lease("child", waits_for=("s0",)))
+    answer = scale(status(LAG * 100), fleet(3, 4, *more))
+    assert (answer.leases, answer.desired_workers) == (4, 4)

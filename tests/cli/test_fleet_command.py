@@ -20,13 +20,13 @@ ME, OTHER = "host-1-aaaa", "host-2-bbbb"
 
 def lease(shard: str, owner: str, **more: Any) -> dict[str, Any]:
     known = {"mapping": "clicks", "age": 2.0, "load": 20_480.0, "sequence_number": "1", "wanted_by": ""}
-    return known | {"shard": shard, "owner": owner} | more
+    return known | {"shard": shard, "owner": owner, "waits_for": []} | more
 
 
 def page(leases: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     workers = [
-        {"id": ME, "mappings": ["clicks"], "present": True, "leases": 1, "load": 20_480.0},
-        {"id": OTHER, "mappings": ["clicks"], "present": False, "leases": 0, "load": 0.0},
+        {"id": ME, "mappings": ["clicks"], "present": True, "leases": 1, "load": 20_480.0, "lag": 70.0},
+        {"id": OTHER, "mappings": ["clicks"], "present": False, "leases": 0, "load": 0.0, "lag": 0.0},
     ]
     return {"worker": ME, "trouble": None, "workers": workers, "leases": leases, "history": []} | more
 
@@ -38,11 +38,13 @@ def text_of(told: dict[str, Any]) -> str:
 
 
 def test_workers_and_leases_are_shown_with_what_they_carry() -> None:
-    text = text_of(page([lease("s0", ME), lease("s1", "", load=None), lease("s2", OTHER, wanted_by=ME)]))
+    leases = [lease("s0", ME), lease("s1", "", load=None), lease("s2", OTHER, wanted_by=ME)]
+    text = text_of(page([*leases, lease("s3", "", waits_for=["s1"])]))
     lines = [line.split() for line in text.splitlines()]
-    assert [ME, "(this", "one)", "1", "20", "clicks"] in lines
-    assert [OTHER, "0", "0", "no", "sign", "of", "life"] in lines
+    assert [ME, "(this", "one)", "1", "20", "1", "min", "10", "s", "clicks"] in lines
+    assert [OTHER, "0", "0", "-", "no", "sign", "of", "life"] in lines
     assert ["clicks", "s1", "nobody", "2", "s", "-"] in lines
+    assert ["clicks", "s3", "nobody", "before", "s1", "2", "s", "20"] in lines
     assert ["clicks", "s2", OTHER, "2", "s", "20", ME] in lines
 
 

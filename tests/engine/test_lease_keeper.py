@@ -101,6 +101,9 @@ class Reading:
     def load(self) -> float | None:
         return 1.0
 
+    def lag(self) -> float | None:
+        return None if self.idle else 7.0
+
     def progresses(self) -> bool:
         return not self.stuck
 
@@ -628,6 +631,7 @@ async def test_the_status_shows_workers_leases_and_what_has_happened():
             ]
             assert [worker.load for worker in status.workers] == [len(one.shards), len(two.shards)]
             assert [worker.mappings for worker in status.workers] == [("clicks",)] * 2
+            assert [worker.lag for worker in status.workers] == [7.0, 7.0]
             assert [lease.shard for lease in status.leases] == ["s0", "s1", "s2", "s3"]
             assert {lease.owner for lease in status.leases} == {"w1", "w2"}
             assert max(lease.age for lease in status.leases) <= FAILOVER_TIME / 2 + 1
@@ -640,6 +644,9 @@ async def test_the_status_shows_workers_leases_and_what_has_happened():
         )
         await anyio.sleep(1.1)
         assert [lease.shard for lease in one.keeper.status().leases] == ["s1", "s2", "s3"]
+        await table.add(Lease("clicks", "s4", ("s0", "s1", "trimmed away")))
+        await anyio.sleep(1.1)
+        assert [lease.waits_for for lease in one.keeper.status().leases] == [(), (), (), ("s1",)]
 
 
 # --- what queues may do -------------------------------------------------------------------------------------------------

@@ -86,6 +86,27 @@ async def test_one_worker_reads_all_and_its_checkpoints_go_with_its_leases():
 
 
 @virtual
+async def test_a_worker_says_how_old_the_oldest_record_is_that_it_has_not_done():
+    fleet = Fleet(Stream(2))
+    one = fleet.member("w1")
+
+    async def fails(_: object) -> object:
+        return ERROR
+
+    async def lags() -> list[float]:
+        return [worker.lag for worker in (await fleet.table.list()).workers]
+
+    async with one.running():
+        await anyio.sleep(10.0)
+        assert await lags() == [0.0]
+        one.reply = fails
+        fleet.stream.put()
+        await anyio.sleep(60.0)
+        (lag,) = await lags()
+        assert 54.0 <= lag <= 60.0
+
+
+@virtual
 async def test_an_idle_shard_costs_a_write_in_five_seconds():
     fleet = Fleet(Stream(2))
     one = fleet.member("w1")
