@@ -142,14 +142,14 @@ class LeaseKeeper:
         self.worker = worker
         self.store = store
         self.failover_time = failover_time
-        self.trouble: str | None = None
-        """Why the table cannot be used at the moment."""
         self.survey: Survey | None = None
         """What the last look has come to."""
         self.history: deque[tuple[float, LeaseChanged]] = deque(maxlen=HISTORY)
         """What has happened last to leases of this worker, with Unix times, the latest last."""
         self._observer = observer
         self._world = world
+        # By what fails: a table that can be written says nothing of whether it can be read.
+        self._troubles: dict[str, str] = {}
         self._checkpoint_interval = checkpoint_interval
         self._openers: dict[str, Callable[[Lease], Tenant]] = {}
         self._dividers: dict[str, Callable[[], None]] = {}
@@ -176,6 +176,11 @@ class LeaseKeeper:
 
     def __repr__(self) -> str:
         return f"<LeaseKeeper {self.worker.id}: {len(self._held)} leases>"
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the table cannot be used at the moment."""
+        return next(iter(self._troubles.values()), None)
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -282,9 +287,10 @@ class LeaseKeeper:
                 try:
                     await self.store.beat(worker)
                 except StoreError as error:
-                    self.trouble = str(error)
+                    self._troubles["beat"] = str(error)
                 else:
-                    self.trouble, self._known_for = None, worker.mappings
+                    self._works("beat", "other")
+                    self._known_for = worker.mappings
                     self._change()
             with anyio.move_on_after(self.failover_time / RENEWALS):
                 await self._enlisted.wait()
@@ -298,8 +304,12 @@ class LeaseKeeper:
         leases = 0
         while not self._quieted.is_set():
             asked, enlisted = anyio.current_time(), self.worker.mappings
-            listing = await self._try(self.store.list)
-            if listing is not None:
+            try:
+                listing = await self.store.list()
+            except StoreError as error:
+                self._troubles["look"] = str(error)
+            else:
+                self._works("look")
                 leases = len(listing.leases)
                 self._see(listing, asked)
                 self._carry_out(tasks)
@@ -367,8 +377,9 @@ class LeaseKeeper:
         try:
             row = await self.store.claim(lease, self.worker.id)
         except StoreError as error:
-            self.trouble = str(error)
+            self._troubles["other"] = str(error)
             return
+        self._works("other")
         del self._asked[lease.key]
         if row is None or not holds(anyio.current_time() - asked, self.failover_time):
             return  # by now it may be another's
@@ -421,8 +432,8 @@ class LeaseKeeper:
                 try:
                     row = await self.store.renew(lease, checkpoint, tenant.load())
                 except StoreError as error:
-                    self.trouble = str(error)
-                    self._tell(lease, LeaseEvent.RENEWAL_FAILED, reason=self.trouble)
+                    self._troubles["renewal"] = str(error)
+                    self._tell(lease, LeaseEvent.RENEWAL_FAILED, reason=str(error))
                 else:
                     self._renewed(holding, row, asked, checkpoint)
             holding.renewing = False
@@ -438,7 +449,7 @@ class LeaseKeeper:
         return self.survey is not None and self.survey.takes(worker, mapping)
 
     def _renewed(self, holding: _Holding, row: Lease | None, asked: float, checkpoint: Checkpoint) -> None:
-        self.trouble = None
+        self._works("renewal")
         if self._held.get(holding.lease.key) is not holding:
             return
         if row is None:
@@ -523,8 +534,9 @@ class LeaseKeeper:
             try:
                 released = await self.store.release(lease, checkpoint, to)
             except StoreError as error:
-                self.trouble = str(error)
+                self._troubles["other"] = str(error)
                 return False
+            self._works("other")
         if self._held.get(lease.key) is not holding:
             return None
         holding.draining = None
@@ -544,6 +556,8 @@ class LeaseKeeper:
         if holding.draining:
             holding.draining.cancel()
         del self._held[holding.lease.key]
+        if not self._held:
+            self._works("renewal")
         holding.tenant.evict()
         self._change()
 
@@ -562,7 +576,11 @@ class LeaseKeeper:
         try:
             answer = await call(*arguments)
         except StoreError as error:
-            self.trouble = str(error)
+            self._troubles["other"] = str(error)
             return None
-        self.trouble = None
+        self._works("other")
         return answer
+
+    def _works(self, *uses: str) -> None:
+        for use in uses:
+            self._troubles.pop(use, None)

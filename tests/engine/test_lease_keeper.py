@@ -649,6 +649,23 @@ async def test_the_status_shows_workers_leases_and_what_has_happened():
         assert [lease.waits_for for lease in one.keeper.status().leases] == [(), (), (), ("s1",)]
 
 
+@virtual
+async def test_a_table_of_which_one_use_fails_is_in_trouble_until_that_works_again():
+    for verb in ("list", "beat", "renew"):
+        table = Table(2)
+        async with Member("w1", table).running() as one:
+            await anyio.sleep(20.0)
+            assert one.keeper.trouble is None
+            table.down = {verb}
+            await anyio.sleep(6.0)
+            for _ in range(12):
+                assert one.keeper.trouble == "the table is down"
+                await anyio.sleep(0.2)
+            table.down = set()
+            await anyio.sleep(FAILOVER_TIME)
+            assert one.keeper.trouble is None
+
+
 # --- what queues may do -------------------------------------------------------------------------------------------------
 
 
