@@ -193,6 +193,15 @@ class ShardTree:
         self._reading.discard(shard_id)
         self._finished.add(shard_id)
 
+    def revived(self, listed: Collection[Shard]) -> list[str]:
+        """Shards of a complete listing that are finished here and not there: open, and without children."""
+        parents = {parent for shard in listed for parent in shard.parents}
+        return [
+            shard.id
+            for shard in listed
+            if shard.id in self._finished and not shard.closed and shard.id not in parents
+        ]
+
     # --- what may go ------------------------------------------------------------------------------------------------------
 
     def forgettable(self, listed: Collection[str]) -> list[str]:

@@ -39,7 +39,7 @@ from poller.engine.unparking import Unparking
 from poller.errors import PollerError, ShardGone, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -207,13 +207,15 @@ class ShardKeeper:
     async def _discover(self) -> None:
         pause = DISCOVERY
         while True:
+            # So long after the last end of a shard that no listing is from before it.
+            calm = pause == DISCOVERY
             with anyio.move_on_after(pause) as waiting:
                 await self._ended.wait()
             if waiting.cancelled_caught:
                 pause = min(DISCOVERY, pause * 2)
             else:
                 self._ended = anyio.Event()
-                pause = DISCOVERY_AT_END
+                calm, pause = False, DISCOVERY_AT_END
             try:
                 listed = await self._source.shards()
             except PollerError as error:
@@ -223,6 +225,16 @@ class ShardKeeper:
                 await self._learn(listed)
                 await self._forget({shard.id for shard in listed})
                 self._begin_ready()
+                if calm:
+                    self._look_for_another_stream(listed)
+
+    def _look_for_another_stream(self, listed: Sequence[Shard]) -> None:
+        """Tell when shards seem to be those of a stream that was made again under its name: these are never read."""
+        if revived := self._tree.revived(listed):
+            what = f"{revived[0]} is finished here and open in the stream, which must be another one of the same name"
+            self.health.failed("revived", f"{what}: poller seek {self._name} --to TRIM_HORIZON", DISCOVERY)
+        else:
+            self.health.recovered("revived")
 
     async def _learn(self, shards: Iterable[Shard]) -> None:
         """Take in shards, and save the first checkpoints of those that are new, parents first.

@@ -258,6 +258,21 @@ def test_a_shard_may_be_finished_by_somebody_else():
     assert ready(tree) == ["b"]
 
 
+def test_a_finished_shard_that_is_open_and_has_no_children_was_made_again():
+    a, b = Shard("a"), Shard("b")
+    tree = started([a, b])
+    work_through(tree, "a")
+    assert [
+        tree.revived(listed)
+        for listed in ([a, b], [Shard("a", closed=True), b], [a, Shard("c", ("a",))], [b])
+    ] == [
+        ["a"],
+        [],
+        [],
+        [],
+    ]
+
+
 def test_it_says_what_it_does():
     tree = started()
     work_through(tree, "z")

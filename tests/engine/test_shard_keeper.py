@@ -377,6 +377,23 @@ async def test_a_shard_that_is_removed_while_it_is_read_ends_after_what_was_rece
 
 
 @virtual
+async def test_a_finished_shard_that_is_open_in_the_stream_is_one_of_another_stream():
+    clicks = Clicks()
+    await clicks.store.save("clicks", "shard-000", Checkpoint("9", finished=True))
+    async with clicks.running() as keeper:
+        await anyio.sleep(5)
+        assert keeper.trouble is None, "a listing may be a moment old"
+        await anyio.sleep(shard_keeper.DISCOVERY)
+        assert keeper.trouble == (
+            "shard-000 is finished here and open in the stream, which must be another one of the same name: "
+            "poller seek clicks --to TRIM_HORIZON"
+        )
+        clicks.stream.close("shard-000")
+        await anyio.sleep(shard_keeper.DISCOVERY)
+        assert keeper.trouble is None
+
+
+@virtual
 async def test_a_mapping_whose_stream_is_missing_cannot_be_opened():
     clicks = Clicks()
     clicks.stream.listing_failures = [ResourceNotFound("no such stream")]
