@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # --- records and batches ------------------------------------------------------------------------------------------------
 
@@ -210,6 +210,8 @@ class Listing:
     heirs: frozenset[tuple[str, str]] = frozenset()
     """Mappings, and workers of another program that reads them from the same table: they have no rows, take nothing by the plan
     of ours, and are handed what they ask for."""
+    stale: Mapping[str, str] = field(default_factory=dict)
+    """Mappings whose leases are shown as they were last, and why they could not be read."""
 
 
 class LeaseEvent(StrEnum):

@@ -56,7 +56,7 @@ from poller.errors import StoreError
 from poller.model import LeaseChanged, LeaseEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from anyio.abc import TaskGroup
 
@@ -172,6 +172,7 @@ class LeaseKeeper:
         self._places = anyio.Semaphore(CLAIMING)
         self._sightings = Sightings()
         self._listed: tuple[Worker, ...] = ()
+        self._stale: Mapping[str, str] = {}
         self._quieted = anyio.Event()
 
     def __repr__(self) -> str:
@@ -181,6 +182,10 @@ class LeaseKeeper:
     def trouble(self) -> str | None:
         """Why the table cannot be used at the moment."""
         return next(iter(self._troubles.values()), None)
+
+    def trouble_of(self, mapping: str) -> str | None:
+        """The same, where the leases of a mapping are in a table of their own."""
+        return self.trouble or self._stale.get(mapping)
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -195,7 +200,12 @@ class LeaseKeeper:
     def status(self) -> FleetStatus:
         """The fleet as the last look has shown it."""
         return fleet_status(
-            self.worker.id, self.trouble, self.survey, self._sightings, self._listed, self.history
+            self.worker.id,
+            self.trouble or next(iter(self._stale.values()), None),
+            self.survey,
+            self._sightings,
+            self._listed,
+            self.history,
         )
 
     def unwritten(self, key: LeaseKey) -> float:
@@ -321,7 +331,7 @@ class LeaseKeeper:
 
     def _see(self, listing: Listing, asked: float) -> None:
         self._sightings = self._sightings.fold(listing, asked, anyio.current_time())
-        self._listed = tuple(listing.workers)
+        self._listed, self._stale = tuple(listing.workers), listing.stale
         self.survey = survey(listing, self._sightings, self.failover_time)
         for looked in list(self._dividers.values()):
             looked()

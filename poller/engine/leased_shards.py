@@ -251,7 +251,7 @@ class LeasedShardKeeper(ShardKeeper):
     @property
     def trouble(self) -> str | None:
         """Why the source cannot be read, or leases not be kept, at the moment."""
-        return self.health.trouble or self._leases.trouble
+        return self.health.trouble or self._leases.trouble_of(self._name)
 
     def shards(self) -> tuple[ShardStatus, ...]:
         """The shards that this worker reads, in the order of their ids."""

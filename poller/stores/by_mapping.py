@@ -30,8 +30,8 @@ class Other(CheckpointStore, Leases, Protocol):
 class ByMapping:
     """A `poller.ports.CheckpointStore` and `poller.ports.LeaseStore` over several, by the names of mappings.
 
-    A table that cannot be read does not hide the others: its leases are listed as they were last. They seem to stand still
-    then, and who takes one for expired cannot claim it. Before its first look there is no list at all.
+    A table that cannot be read does not hide the others: its leases are listed as they were last, and the listing says so. They
+    seem to stand still then, and who takes one for expired cannot claim it. Before its first look there is no list at all.
     """
 
     def __init__(self, own: Own, others: Mapping[str, Other]) -> None:
@@ -76,8 +76,9 @@ class ByMapping:
         async with anyio.create_task_group() as looks:
             for mapping in self._others:
                 looks.start_soon(self._look, mapping, failed)
-        for error in failed.values():
-            raise error
+        for mapping, error in failed.items():
+            if mapping not in self._known:
+                raise error
         own = await self._own.list()
         leases = [lease for lease in own.leases if lease.mapping not in self._others]
         heirs: frozenset[tuple[str, str]] = frozenset()
@@ -85,14 +86,14 @@ class ByMapping:
             # A table may have other mappings, and workers that once had it for their state.
             leases += [lease for lease in listing.leases if lease.mapping == mapping]
             heirs |= listing.heirs
-        return Listing(leases, own.workers, heirs)
+        stale = {mapping: str(error) for mapping, error in failed.items()}
+        return Listing(leases, own.workers, heirs, stale)
 
     async def _look(self, mapping: str, failed: dict[str, StoreError]) -> None:
         try:
             self._known[mapping] = await self._others[mapping].list()
         except StoreError as error:
-            if mapping not in self._known:
-                failed[mapping] = error
+            failed[mapping] = error
 
     async def add(self, lease: Lease) -> None:
         await self._of(lease.mapping).add(lease)

@@ -666,6 +666,26 @@ async def test_a_table_of_which_one_use_fails_is_in_trouble_until_that_works_aga
             assert one.keeper.trouble is None
 
 
+@virtual
+async def test_leases_that_are_shown_as_they_were_last_are_a_trouble():
+    table = Table(2)
+    quick = table.list
+
+    async def part() -> Listing:
+        return replace(await quick(), stale={"clicks": "lease_table = app: denied"})
+
+    async with Member("w1", table).running() as one:
+        await anyio.sleep(5.0)
+        table.list = part  # type: ignore[method-assign]
+        await anyio.sleep(5.0)
+        assert one.keeper.status().trouble == "lease_table = app: denied"
+        assert one.keeper.trouble_of("clicks") == "lease_table = app: denied"
+        assert one.keeper.trouble_of("orders") is None
+        table.list = quick  # type: ignore[method-assign]
+        await anyio.sleep(2.0)
+        assert one.keeper.status().trouble is None
+
+
 # --- what queues may do -------------------------------------------------------------------------------------------------
 
 
