@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from poller.engine.lease_keeper import LeaseKeeper
-from poller.errors import StoreError
+from poller.errors import PollerError, StoreError
 from poller.model import Worker
 from poller.stores.memory import MemoryStore
 from tests.engine.fakes import OK, Function, Recorder, world
@@ -63,6 +63,14 @@ class Way:
             return answer
 
         return call
+
+    def mend(self) -> None:
+        """All is well from here on."""
+        self.cut = False
+        self.loses.clear()
+        self.refused.clear()
+        self.late.clear()
+        self.slow = {}
 
     def _as_shown(self, listing: Listing) -> Listing:
         late = self.late.intersection(lease.shard for lease in listing.leases)
@@ -173,7 +181,7 @@ class Member:
         try:
             async with self.clicks.open() as self.keeper:
                 await self.keeper.run()
-        except StoreError:
+        except PollerError:
             await anyio.sleep(1.0)
             await self._run()
 

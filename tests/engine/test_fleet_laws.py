@@ -16,6 +16,7 @@ import trio
 from hypothesis import HealthCheck, given, register_random, settings
 from hypothesis import strategies as st
 
+from poller.errors import Unreachable
 from poller.stores.memory import MemoryStore
 from tests.engine.fakes import ERROR, OK, in_virtual_time
 from tests.engine.fleet import Fleet, Member
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 register_random(trio._core._run._r)
 
 KEYS = "abcdefgh"
+ACTS = [
+    "join",
+    "join",
+    "stop",
+    "kill",
+    "cut",
+    "mend",
+    "pause",
+    "resume",
+    "lose",
+    "refuse",
+    "late",
+    "slow",
+    "unlisted",
+]
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ steps = st.lists(
         st.builds(Reshard, st.sampled_from(["split", "merge"]), st.integers(0, 10)),
         st.builds(
             Act,
-            st.sampled_from(["join", "join", "stop", "kill", "cut", "mend", "pause", "resume", "lose"]),
+            st.sampled_from(ACTS),
             st.integers(0, 5),
         ),
     ),
@@ -144,13 +160,27 @@ class Trial:
             case "cut":
                 member.way.cut = True
             case "mend":
-                member.way.cut = False
+                member.way.mend()
+            case "refuse":
+                # Of shards that are there and have no rows, each other one.
+                member.way.refused |= set(self.without_rows()[which % 2 :: 2])
+            case "late":
+                member.way.late |= set(self.without_rows())
+            case "slow":
+                member.way.slow = {"add": 2.0, "list": 0.5 * which, "release": 1.0, "claim": 0.3 * which}
+            case "unlisted":
+                self.fleet.stream.listing_failures += [Unreachable("down")] * which
             case "lose":
                 member.way.loses |= {"claim", "renew", "release"}
             case "pause" if member.keeper:
                 member.keeper.close()
             case "resume" if member.keeper:
                 member.keeper.open()
+
+    def without_rows(self):
+        """Shards that the table does not have yet, and some that come later."""
+        names = (f"shard-{number:03}" for number in range(2 * len(self.fleet.stream.listed) + 4))
+        return [name for name in names if ("clicks", name) not in self.fleet.table._leases]
 
     def send(self, keys):
         for key in keys:
@@ -174,15 +204,16 @@ class Trial:
     async def finish(self):
         """From here on all is well: whatever is left must be handled."""
         for member in self.alive:
-            member.way.cut = False
-            member.way.loses.clear()
+            member.way.mend()
             if member.keeper:
                 member.keeper.open()
         self.failing.clear()
-        self.join()
+        self.fleet.stream.listing_failures.clear()
+        if not self.alive:
+            self.join()
         for _ in range(60):
             await anyio.sleep(20.0)
-            if not self.missing():
+            if not self.missing() and all(member.keeper for member in self.alive):
                 break
         await anyio.sleep(5.0)
         for member in self.alive:
