@@ -126,8 +126,13 @@ def fitted(document: dict[str, Any], limit: int) -> bytes:
     return body
 
 
-def delivery_id(mapping: str, document: dict[str, Any]) -> str:
-    """A UUID for what `document` tells of: the same when the same batch is given up again after a restart."""
+def delivery_id(
+    mapping: str, document: dict[str, Any], within: tuple[int | None, int | None] = (None, None)
+) -> str:
+    """A UUID for what `document` tells of: the same when the same batch is given up again after a restart.
+
+    `within` are the sub-sequence numbers of its first and its last record: those of one aggregated record share their number.
+    """
     info = document.get("KinesisBatchInfo") or document.get("DDBStreamBatchInfo") or {}
     # The end of a window has no records: its request tells it from others.
     first = info.get("startSequenceNumber") or document["requestContext"]["requestId"]
@@ -139,6 +144,7 @@ def delivery_id(mapping: str, document: dict[str, Any]) -> str:
         first,
         info.get("endSequenceNumber"),
         condition,
+        *(within if within != (None, None) else ()),
     )
     return str(uuid5(NAMESPACE_OID, orjson.dumps(named).decode()))
 

@@ -22,8 +22,13 @@ LONGEST_PAUSE = 3600.0
 
 def entry_id(shard_id: str, position: Checkpoint) -> str:
     """The id of a record's entry: the same each time that the record is read. `position` is that behind the record."""
+    return f"{shard_id}:{place(position)}"
+
+
+def place(position: Checkpoint) -> str:
+    """What tells a record from all others of its shard: those of one aggregate share a sequence number."""
     sub = position.sub_sequence_number
-    return f"{shard_id}:{position.sequence_number}{'' if sub is None else f'.{sub}'}"
+    return f"{position.sequence_number}{'' if sub is None else f'.{sub}'}"
 
 
 def probe_pause(failures: int, interval: float) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from poller.core.failure import SUCCESS, encoded
@@ -26,7 +27,7 @@ from poller.errors import DocumentTooLarge
 from poller.model import Delivery, Failed, Returned
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from poller.engine.delivery import Route
     from poller.engine.invoker import Call, Judge
@@ -82,6 +83,8 @@ class Account:
     """Empty for a queue."""
     function_arn: str
     """As mapped."""
+    place: Callable[[Record], str] = attrgetter("id")
+    """What tells a record from all others of its shard."""
 
     def of(
         self, records: Sequence[Record], witness: Witness, outcome: Outcome, condition: str, at: float
@@ -91,7 +94,7 @@ class Account:
         count = invoke_count(records, condition)
         error = outcome.error if isinstance(outcome, Failed) else None
         # The end of a window has no records: its request tells it from others.
-        ids = [record.id for record in records] or [witness.request_id]
+        ids = [self.place(record) for record in records] or [witness.request_id]
         return Delivery(
             id=record_id(self.mapping, self.source_arn, self.shard, ids, condition),
             mapping=self.mapping,

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from poller.core import envelope, failure, windows
+from poller.core.parking import place
 from poller.core.retry import (
     Bisect,
     Commit,
@@ -293,7 +294,14 @@ class StreamWork:
         if self._success is None or self._witness is None or isinstance(outcome, TooLarge):
             return True
         origin, function_arn = self._batches.origin, self._batches.function_arn
-        account = Account(self._mapping, origin.stream_arn, self._shard, function_arn)
+        checkpoint = self._batches.envelope.checkpoint
+        account = Account(
+            self._mapping,
+            origin.stream_arn,
+            self._shard,
+            function_arn,
+            place=lambda record: place(checkpoint(record)),
+        )
         delivery = account.of(done, self._witness, outcome, failure.SUCCESS, self._world.wall())
         taken = await self._success.deliver_or_drop(delivery)
         if not taken:
@@ -366,7 +374,7 @@ class StreamWork:
         )
         error = given_up.outcome.error if isinstance(given_up.outcome, Failed) else None
         return Delivery(
-            id=failure.delivery_id(self._mapping, document),
+            id=failure.delivery_id(self._mapping, document, self._within(given_up.records)),
             mapping=self._mapping,
             shard=self._shard,
             function_arn=self._batches.function_arn,
@@ -378,6 +386,13 @@ class StreamWork:
             error_type=error.error_type if error else "",
             error_message=error.error_message if error else "",
         )
+
+    def _within(self, records: Sequence[Record]) -> tuple[int | None, int | None]:
+        """The sub-sequence numbers behind the first and the last of `records`, where they have any."""
+        if not records:
+            return None, None
+        checkpoint = self._batches.envelope.checkpoint
+        return checkpoint(records[0]).sub_sequence_number, checkpoint(records[-1]).sub_sequence_number
 
     # --- windows --------------------------------------------------------------------------------------------------------
 

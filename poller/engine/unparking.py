@@ -34,7 +34,7 @@ import anyio
 
 from poller.core import envelope, failure
 from poller.core.batch import ENVELOPE_SIZE
-from poller.core.parking import Schedule, probe_pause
+from poller.core.parking import Schedule, place, probe_pause
 from poller.core.retry import (
     Bisect,
     Commit,
@@ -330,7 +330,13 @@ class Unparking:
         if batches.on_success is None or witness is None or isinstance(outcome, TooLarge):
             return True
         origin = batches.origin
-        account = Account(self._mapping, origin.stream_arn, origin.shard_id, batches.function_arn)
+        account = Account(
+            self._mapping,
+            origin.stream_arn,
+            origin.shard_id,
+            batches.function_arn,
+            place=lambda record: place(batches.envelope.checkpoint(record)),
+        )
         attempt.outlet = attempt.outlet or Outlet(batches.on_success, self)
         return await attempt.outlet.deliver_or_drop(
             account.of(done, witness, outcome, failure.SUCCESS, self.world.wall())

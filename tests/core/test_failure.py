@@ -169,6 +169,13 @@ def test_another_mapping_or_condition_has_another_id():
     assert len(ids) == 3
 
 
+def test_records_of_one_aggregate_are_told_apart():
+    told = example("dest-kinesis-retries-exhausted.json")
+    ids = {delivery_id("a", told, within) for within in ((None, None), (0, 0), (0, None), (0, 1), (1, 1))}
+    assert len(ids) == 5
+    assert delivery_id("a", told) in ids
+
+
 def test_the_ends_of_two_windows_without_records_are_told_apart_by_their_requests():
     told = example("dest-dynamodb-window-final-s3-object.json")
     other = told | {"requestContext": told["requestContext"] | {"requestId": "another"}}

@@ -12,13 +12,20 @@ from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
 from poller.engine.slots import Places, Slots
 from poller.errors import AccessDenied, DocumentTooLarge, Unreachable
-from poller.model import Delivered, DeliveryFailed, Dropped, Invoked, Settled, Trouble
+from poller.model import Checkpoint, Delivered, DeliveryFailed, Dropped, Invoked, Settled, Trouble
 from tests.engine.fakes import BUSY, EPOCH, ERROR, OK, Function, failing, settle_down, taking, virtual
-from tests.engine.stream_fakes import FUNCTION_ARN, STREAM_ARN, Clicks, Stream, failing_on
+from tests.engine.stream_fakes import FUNCTION_ARN, STREAM_ARN, Clicks, Envelope, Stream, failing_on
 
 #: Longer than any pause of a batch.
 LONG_ENOUGH = 200.0
 MB = 2**20
+
+
+class Aggregates(Envelope):
+    """A record's receipt is its place in its aggregate."""
+
+    def checkpoint(self, record):
+        return Checkpoint(record.id, record.receipt)
 
 
 def retries(number, **more):
@@ -707,3 +714,21 @@ async def test_nothing_is_built_anew_for_a_batch_that_no_handler_has_seen():
         await anyio.sleep(10)
     assert clicks.function.batches == [["1", "2"]] * 3
     assert clicks.envelope.rebuilt == []
+
+
+@virtual
+async def test_records_of_one_aggregate_are_told_of_apart_though_they_share_a_sequence_number():
+    clicks = Clicks(
+        envelope=Aggregates(),
+        function=Function(ERROR, ERROR, OK, OK),
+        policy=retries(0),
+        batch_size=1,
+        destination=MemoryDestination(),
+        on_success=MemoryDestination(),
+    )
+    clicks.stream.put(4)
+    records = clicks.stream.records["shard-000"]
+    records[:] = [record._replace(id="7", receipt=place) for place, record in enumerate(records)]
+    async with worked(clicks):
+        for end in (clicks.destination, clicks.on_success):
+            assert len(end.deliveries) == len({delivery.id for delivery in end.deliveries}) == 2
