@@ -54,7 +54,9 @@ class FailedObjects:
         self._listed_to = after
         self._keys: deque[str] = deque()
         self._all_listed = False
+        # In their order, from the first on that is not settled: also those that could not be read, and are taken again.
         self._open: deque[str] = deque()
+        self._unread: set[str] = set()
         self._settled: set[str] = set()
         self._listing = anyio.Lock()
 
@@ -73,13 +75,15 @@ class FailedObjects:
             if not self._keys:
                 return ()
             key = self._keys.popleft()
-            self._open.append(key)
+            if key not in self._unread:
+                self._open.append(key)
         try:
             body = await read_object((self._bucket, key), self._api)
         except BaseException:
-            self._open.remove(key)
+            self._unread.add(key)
             self._keys.appendleft(key)
             raise
+        self._unread.discard(key)
         return (Letter(key, body, key),)
 
     async def _list(self) -> None:

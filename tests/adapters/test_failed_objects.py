@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import anyio
 import pytest
 
 from poller.aws.session import AwsSession
@@ -143,6 +144,41 @@ async def test_an_object_that_cannot_be_read_now_is_tried_again(bucket: Bucket) 
     with pytest.raises(AwsError):
         await box.take(1)
     assert [letter.id for letter in await taken(box)] == ["p/a", "p/b"]
+
+
+async def test_it_is_no_further_than_before_an_object_that_could_not_be_read_while_later_ones_were(
+    bucket: Bucket,
+) -> None:
+    await bucket.fill("p/a", "p/b", "p/c")
+    broken = ["p/a"]
+
+    async def api(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        if operation == "GetObject" and params["Key"] in broken:
+            await second.wait()
+            raise AwsError("slow down")
+        return await bucket.api(operation, params, timeout)
+
+    box, second = FailedObjects((bucket.name, "p/"), api), anyio.Event()
+    later: list[Letter] = []
+
+    async def take_first() -> None:
+        with pytest.raises(AwsError):
+            await box.take(1)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take_first)
+        await anyio.wait_all_tasks_blocked()
+        later.extend(await box.take(1))
+        await box.done(later)
+        second.set()
+    assert ([letter.id for letter in later], box.position) == (["p/b"], "")
+    broken.clear()
+    first, third = await taken(box)
+    assert (first.id, third.id, box.position) == ("p/a", "p/c", "")
+    await box.done([first])
+    assert box.position == "p/b"
+    await box.done([third])
+    assert box.position == "p/c"
 
 
 async def test_a_listing_that_makes_no_sense_is_an_error() -> None:
