@@ -269,6 +269,16 @@ class FunctionError:
     stack_trace: tuple[str, ...] = ()
     timed_out: bool = False
 
+    def __post_init__(self) -> None:
+        # Half a surrogate pair is legal in a Python string and in JSON. No store, no status and no log takes it.
+        object.__setattr__(self, "error_type", _whole(self.error_type))
+        object.__setattr__(self, "error_message", _whole(self.error_message))
+        object.__setattr__(self, "stack_trace", tuple(map(_whole, self.stack_trace)))
+
+
+def _whole(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:

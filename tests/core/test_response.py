@@ -157,3 +157,9 @@ def test_any_payload_has_an_outcome(payload: Any, source: Source) -> None:
     if isinstance(result, PartlyFailed):
         assert result.ids
         assert result.ids <= set(IDS)
+
+
+def test_what_a_function_says_is_text_that_every_store_and_log_takes():
+    error = FunctionError("Odd\ud83d", "grün \ud83d", ("line \udcff\n",))
+    assert (error.error_type, error.error_message) == ("Odd\\ud83d", "grün \\ud83d")
+    assert error.stack_trace == ("line \\udcff\n",)
