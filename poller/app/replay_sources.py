@@ -254,16 +254,16 @@ def _allowance(setting: Setting) -> Allowance:
 
 
 def _passes(setting: Setting) -> Callable[[Record], bool]:
-    mapping, wish = setting.mapping, setting.wish
-    its_own = compile_filters(mapping.patterns, mapping.source)
-    more = compile_filters(wish.filters, mapping.source)
+    """Whether the mapping's filters let a record pass; what goes back to its queue meets them there."""
+    its_own = compile_filters(() if setting.wish.to_source else setting.mapping.patterns, setting.mapping.source)
+    return lambda record: its_own.match(record.event)
 
-    def passes(record: Record) -> bool:
-        if wish.key and record.key != wish.key:
-            return False
-        return its_own.match(record.event) and more.match(record.event)
 
-    return passes
+def _wants(setting: Setting) -> Callable[[Record], bool]:
+    """Whether a record is one of those that were asked for."""
+    wish = setting.wish
+    asked = compile_filters(wish.filters, setting.mapping.source)
+    return lambda record: wish.key in ("", record.key) and asked.match(record.event)
 
 
 def _batch_size(setting: Setting) -> int:
@@ -301,6 +301,7 @@ def _replaying(setting: Setting) -> Replaying:
         envelope=ReplayEnvelope(streams.envelope(mapping, setting.config)),
         lanes=mapping.parallelization_factor,
         passes=_passes(setting),
+        wants=_wants(setting),
         group=_batch_size(setting),
     )
 
@@ -359,7 +360,8 @@ async def _queue_replay(
     reader = FailedMessages(
         box,
         mapping.event_source_arn,
-        _passes(setting) if not wish.to_source else _with_wish_only(setting),
+        _passes(setting),
+        _wants(setting),
         Attempts(1 + _retries(mapping), _last_failure.get, world.chance),
         _allowance(setting),
         tally,
@@ -379,12 +381,6 @@ async def _queue_replay(
         exhausted=lambda: reader.exhausted,
         noted=noted,
     )
-
-
-def _with_wish_only(setting: Setting) -> Callable[[Record], bool]:
-    # What goes back to its queue meets the mapping's filters there.
-    more = compile_filters(setting.wish.filters, setting.mapping.source)
-    return lambda record: more.match(record.event)
 
 
 async def _mover(setting: Setting, observer: ReplayObserver) -> Invoker:

@@ -27,8 +27,10 @@ def report(replay: dict[str, Any]) -> list[str]:
     lines.append(f"  {counts['gone']:>9,} gone from the stream")
     lines.append(f"  {counts['filtered']:>9,} filtered out")
     if replay["unit"] != "records":
+        over = counts["passed_over"]
+        why = f", {over:,} of these because not all of their records were asked for" if over else ""
         lines.append(
-            f"  {replay['unit']}: {counts['messages']:,} done, {counts['kept']:,} stay where they are"
+            f"  {replay['unit']}: {counts['messages']:,} done, {counts['kept']:,} stay where they are{why}"
         )
     if counts["unreadable"]:
         lines.append(f"  {counts['unreadable']:,} of these cannot be used: {counts['why_unreadable']}")
@@ -46,9 +48,10 @@ def _short(text: str, width: int = 160) -> str:
 
 
 def went_well(replay: dict[str, Any]) -> bool:
-    """Whether everything was replayed and succeeded."""
+    """Whether everything that was asked for was replayed and succeeded."""
     counts = replay["counts"]
-    return bool(replay["state"] == "done" and not (counts["failed"] or counts["kept"] or counts["gone"]))
+    stay = counts["kept"] - counts["passed_over"]
+    return bool(replay["state"] == "done" and not (counts["failed"] or stay or counts["gone"]))
 
 
 def doing(replay: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ sequence number tells which lane the batch was of.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -36,6 +37,8 @@ NAMED_FAILURES = 100
 #: Kinds of errors that are counted one by one; function code names them, so there may be any number.
 ERROR_KINDS = 50
 OTHER_ERRORS = "others"
+#: Characters of an error's message that are kept.
+MESSAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,11 @@ def read(body: str | bytes) -> FailedBatch:
     functional = response.get("functionError") if isinstance(response, dict) else None
     condition, timestamp = str(context["condition"]), str(document.get("timestamp", ""))
     info = document.get("KinesisBatchInfo") or document.get("DDBStreamBatchInfo")
+    functional = functional if isinstance(functional, str) else ""
     if isinstance(info, dict):
         records = _records(_object(document["payload"])) if "payload" in document else None
         arn, span = str(info.get("streamArn", "")), _span(info)
-        return FailedBatch(condition, arn, span, records, functional or "", timestamp=timestamp)
+        return FailedBatch(condition, arn, span, records, functional, timestamp=timestamp)
     payload = document.get("requestPayload")
     records = _records(payload) if isinstance(payload, dict) else None
     error = document.get("responsePayload")
@@ -94,7 +98,7 @@ def read(body: str | bytes) -> FailedBatch:
         str(records[0].get("eventSourceARN", "")) if records else "",
         None,
         records,
-        functional or "",
+        functional,
         str(error.get("errorType") or ""),
         str(error.get("errorMessage") or ""),
         timestamp,
@@ -104,11 +108,20 @@ def read(body: str | bytes) -> FailedBatch:
 def _object(text: Any) -> dict[str, Any]:
     try:
         found = orjson.loads(text)
-    except ValueError as error:
-        raise ValueError("it is no JSON") from error
+    except ValueError:
+        found = _odd_json(text)
     if not isinstance(found, dict):
         raise ValueError("it is no JSON object")  # noqa: TRY004 - a message is judged, not a type in our code
     return found
+
+
+def _odd_json(text: Any) -> Any:
+    """JSON with half a surrogate pair in it, which a function may have said; a question mark stands for that."""
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+        return orjson.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError("it is no JSON") from error
 
 
 def _unwrapped(document: dict[str, Any]) -> dict[str, Any]:
@@ -123,19 +136,35 @@ def _unwrapped(document: dict[str, Any]) -> dict[str, Any]:
 
 def _records(event: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
     found = event.get("Records")
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(found, list) or not all(map(_is_record, found)):
         return None
     return tuple(found)
+
+
+def _is_record(event: Any) -> bool:
+    """Whether it has what is asked of records here, as far as it has it at all."""
+    if not isinstance(event, dict):
+        return False
+    members = [event.get(name, {}) for name in ("kinesis", "dynamodb", "attributes")]
+    if not all(isinstance(member, dict) for member in members):
+        return False
+    kinesis, _, attributes = members
+    keys = kinesis.get("partitionKey", ""), attributes.get("MessageGroupId", "")
+    return all(isinstance(key, str) for key in keys)
 
 
 def _span(info: dict[str, Any]) -> Span | None:
     try:
         first, last = str(info["startSequenceNumber"]), str(info["endSequenceNumber"])
-        if int(first) > int(last):
-            raise ValueError("its last record comes before its first")
-        return Span(str(info["shardId"]), first, last, int(info["batchSize"]))
+        span = Span(str(info["shardId"]), first, last, int(info["batchSize"]))
+        backwards = int(first) > int(last)
     except KeyError:
         return None
+    except (TypeError, ValueError) as error:
+        raise ValueError("what it says of its batch makes no sense") from error
+    if backwards:
+        raise ValueError("its last record comes before its first")
+    return span
 
 
 def check_failed(batch: FailedBatch, mapped: str) -> None:
@@ -258,7 +287,10 @@ class Tally:
     messages: int = 0
     """Messages or objects that are done with."""
     kept: int = 0
-    """Messages or objects that stay where they are, because something of them failed, is gone or cannot be read."""
+    """Messages or objects that stay where they are, because something of them failed, is gone, cannot be read or was not asked
+    for."""
+    passed_over: int = 0
+    """Of these: those that stay only because not all of their records were asked for."""
     unreadable: int = 0
     """Of these: what is no document about this mapping."""
     why_unreadable: str = ""
@@ -275,7 +307,7 @@ class Tally:
         self.failed += len(ids)
         known = error_type in self.errors or len(self.errors) < ERROR_KINDS
         self.errors[error_type if known else OTHER_ERRORS] += len(ids)
-        self.example = message or self.example
+        self.example = message[:MESSAGE] or self.example
         self.failed_ids += ids[: NAMED_FAILURES - len(self.failed_ids)]
 
     def refuse(self, why: str) -> None:

@@ -19,7 +19,7 @@ from poller.model import StartAt
 from poller.sources._replayed import Course
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from poller.core.replay import FailedBatch, ReplayEnvelope, Span, Tally
     from poller.model import Record, Shard
@@ -47,7 +47,9 @@ class Replaying:
     lanes: int
     """Of the mapping: its parallelization factor."""
     passes: Callable[[Record], bool]
-    """Whether the mapping's filters, and those of the replay, let a record pass."""
+    """Whether the mapping's filters let a record pass. One that they drop is done with, as it is when it is live."""
+    wants: Callable[[Record], bool]
+    """Whether the replay was asked for a record. One that it was not asked for stays where it is kept."""
     group: int
     """Records that are handed out together at most."""
 
@@ -67,6 +69,8 @@ class Failure:
     """The place of its last record in the course of the shard."""
     read: bool = False
     bad: bool = False
+    partial: bool = False
+    """Whether it holds records that the replay was not asked for."""
 
 
 class Part:
@@ -87,12 +91,20 @@ class Part:
         failure.found += 1
         failure.last = self.course.put
 
+    def leave_out(self, failures: Iterable[Failure]) -> None:
+        """A record of letters was not asked for."""
+        self._tally.filtered += 1
+        for failure in failures:
+            failure.found += 1
+            failure.partial = True
+
     async def complete(self, failure: Failure, span: Span) -> None:
         """All of a letter's records that there are have been put in."""
         failure.read = True
         missing = span.records - failure.found
-        if missing > 0 and failure.ends != {span.first, span.last}:
-            self._tally.gone += missing
+        if lost := {span.first, span.last} - failure.ends:
+            # Without the first one, records of other lanes were taken too: their number says nothing.
+            self._tally.gone += max(missing, len(lost))
             failure.bad = True
         elif missing > 0:
             # Both ends are there, so nothing was trimmed: the filters are not what they were.
@@ -204,7 +216,11 @@ class Walk:
             if record.id in (span.first, span.last):
                 failure.ends.add(record.id)
         if wanting and self._replaying.passes(record):
-            await self._take(record, [failure for failure, _, _ in wanting])
+            failures = [failure for failure, _, _ in wanting]
+            if self._replaying.wants(record):
+                await self._take(record, failures)
+            else:
+                self._part.leave_out(failures)
         whole = self._at.sub_sequence_number is None
         await self._end_before(number + 1 if whole else number)
         return True

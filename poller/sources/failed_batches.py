@@ -7,8 +7,8 @@ order of the stream::
        ^                                                |
        '--- done, or kept <--- passed(record) <---------'   everything handed out up to this record is done
 
-Reading again is one walk over each shard, see `_walk`. A letter is kept when a record of it fails again, or is gone from the
-stream.
+Reading again is one walk over each shard, see `_walk`. A letter is kept when a record of it fails again, is gone from the
+stream, or was not asked for.
 """
 
 from __future__ import annotations
@@ -151,11 +151,13 @@ class FailedBatches:
         group: list[Record] = []
         for event in failure.batch.records or ():
             record = self._replaying.envelope.record(event)
-            if self._replaying.passes(record):
+            if not self._replaying.passes(record):
+                self._tally.filtered += 1
+            elif not self._replaying.wants(record):
+                part.leave_out([failure])
+            else:
                 part.note(failure, record)
                 group.append(record)
-            else:
-                self._tally.filtered += 1
         failure.read = True
         if group:
             await reader.put(group)
@@ -180,14 +182,15 @@ class FailedBatches:
 
     async def _settle(self, part: Part) -> None:
         complete = part.pop_complete()
-        kept = [one.letter for one in complete if one.bad]
-        done = [one.letter for one in complete if not one.bad]
+        kept = [one.letter for one in complete if one.bad or one.partial]
+        done = [one.letter for one in complete if not (one.bad or one.partial)]
         if done:
             await self._box.done(done)
         if kept:
             await self._box.keep(kept)
         self._tally.messages += len(done)
         self._tally.kept += len(kept)
+        self._tally.passed_over += sum(not one.bad for one in complete if one.partial)
 
 
 def _place(failure: Failure) -> int:

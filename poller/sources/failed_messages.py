@@ -2,7 +2,7 @@
 
 A letter is a dead letter, which is the record itself, or an invocation record, which holds the records of a batch. What fails
 is offered again, with a fresh event and after a growing pause, until it has had its attempts; then its letter is kept. Letters
-are done with when all of their records are.
+are done with when all of their records are; one with a record that the replay was not asked for is kept too.
 
 Records of one FIFO group keep their order: they come in order, one batch of a group is in flight, and what fails is offered
 again before the others of its group.
@@ -42,6 +42,8 @@ class _Failure:
     left: int
     """Records that are not settled."""
     bad: bool = False
+    partial: bool = False
+    """Whether it holds records that the replay was not asked for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +78,7 @@ class FailedMessages:
         box: Box,
         source_arn: str,
         passes: Callable[[Record], bool],
+        wants: Callable[[Record], bool],
         attempts: Attempts,
         allowance: Allowance,
         tally: Tally,
@@ -83,9 +86,12 @@ class FailedMessages:
         dead_letters: bool,
         fifo: bool,
     ) -> None:
+        """`passes` is what the mapping's filters say: a record that they drop is done with. One that the replay was not asked
+        for, as `wants` says, stays where it is."""
         self._box = box
         self._source_arn = source_arn
         self._passes = passes
+        self._wants = wants
         self._attempts = attempts
         self._allowance = allowance
         self._tally = tally
@@ -186,7 +192,9 @@ class FailedMessages:
             return
         failure = _Failure(letter, len(events))
         records = [_record(failure, event, letter, fifo=self._fifo) for event in events]
-        wanted = [record for record in records if self._passes(record)]
+        passed = [record for record in records if self._passes(record)]
+        wanted = [record for record in passed if self._wants(record)]
+        failure.partial = len(wanted) < len(passed)
         self._tally.filtered += len(records) - len(wanted)
         failure.left = len(wanted)
         self._open += 1
@@ -244,8 +252,9 @@ class FailedMessages:
 
     async def _close_letter(self, failure: _Failure) -> None:
         try:
-            if failure.bad:
+            if failure.bad or failure.partial:
                 self._tally.kept += 1
+                self._tally.passed_over += not failure.bad
                 await self._box.keep([failure.letter])
             else:
                 self._tally.messages += 1

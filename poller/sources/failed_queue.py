@@ -75,7 +75,7 @@ class FailedQueue:
             # What we hold ourselves comes to an end in our own hands.
             self.ended = not self._held
             if visible and self._kept:
-                self.note = f"{visible} messages wait behind those that failed, in their groups"
+                self.note = f"{visible} messages wait behind those that stay, in their groups"
             return
         self.note = f"waiting for {others} messages that somebody else has received"
 

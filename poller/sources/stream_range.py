@@ -147,7 +147,7 @@ class StreamRange:
                 at = StartAt(
                     "AFTER_SEQUENCE_NUMBER", checkpoint.sequence_number, checkpoint.sub_sequence_number
                 )
-                if self._replaying.passes(record):
+                if self._replaying.passes(record) and self._replaying.wants(record):
                     wanted.append(record)
                 else:
                     self._tally.filtered += 1

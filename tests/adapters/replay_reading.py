@@ -75,6 +75,7 @@ class Reading:
     box: Box
     lanes: int = 1
     passes: Callable[[Record], bool] = lambda record: True
+    wants: Callable[[Record], bool] = lambda record: True
     group: int = 100
     rate: float | None = None
     deaggregate: bool = False
@@ -84,7 +85,9 @@ class Reading:
         fake = self.rig.fake
         kinesis, table = KinesisEnvelope(self.arn, REGION, ROLE), DynamoDbEnvelope(self.arn, REGION)
         envelope = kinesis if ":kinesis:" in self.arn else table
-        replaying = Replaying(self.arn, ReplayEnvelope(envelope), self.lanes, self.passes, self.group)
+        replaying = Replaying(
+            self.arn, ReplayEnvelope(envelope), self.lanes, self.passes, self.wants, self.group
+        )
         self.source = FailedBatches(
             self.box,
             self.rig.source(deaggregate=self.deaggregate),

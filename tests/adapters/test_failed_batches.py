@@ -102,6 +102,16 @@ async def test_records_that_are_gone_leave_their_letter_where_it_is(kind: str):
     assert (failed.tally.gone, failed.tally.succeeded) == (3, 3)
 
 
+@virtual
+async def test_a_letter_whose_first_record_is_gone_stays_although_other_lanes_fill_its_place():
+    rig = Rig.of("kinesis")
+    numbers = [rig.fake.put(text, key=text)[0] for text in "abcdef"]
+    rig.fake.trim(1)
+    failed = reading(rig, document(FakeKinesis.arn, next(iter(rig.fake.shards)), numbers, count=2), lanes=4)
+    assert await failed.all() == [["b", "c", "d", "e", "f"]]
+    assert (failed.box.finished, failed.box.kept, failed.tally.gone) == ([], ["m1"], 1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @virtual
 async def test_a_shard_of_which_all_is_gone_ends(kind: str):
@@ -198,6 +208,28 @@ async def test_filters_that_drop_more_than_they_did_are_told_of():
     failed = reading(rig, numbers, passes=lambda record: data([record]) == ["a"])
     assert await failed.all() == [["a"]]
     assert (failed.tally.filtered, failed.tally.gone, failed.box.finished) == (2, 0, ["m1"])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@virtual
+async def test_a_letter_of_which_not_all_was_asked_for_stays_with_what_is_left_out(stored: bool):
+    rig = Rig.of("kinesis")
+    numbers = rig.fake.put(*"abcdef")
+    shard = next(iter(rig.fake.shards))
+    async with rig.open() as reader:
+        records = {record.id: record async for record in _all(reader, 6)}
+
+    def letter(*wanted: str) -> Any:
+        told = {"version": "1.0"} | document(FakeKinesis.arn, shard, wanted)
+        return with_payload(told, {"Records": [records[one].event for one in wanted]}) if stored else told
+
+    letters = [letter(*numbers[0:2]), letter(numbers[2]), letter(numbers[3]), letter(*numbers[4:6])]
+    failed = reading(rig, *letters, wants=lambda record: data([record])[0] in "acf")
+    assert sorted(chain(*await failed.all(failing=["f"]))) == ["a", "c", "f"]
+    assert (failed.box.finished, sorted(failed.box.kept)) == (["m2"], ["m1", "m3", "m4"])
+    assert (failed.tally.filtered, failed.tally.kept, failed.tally.passed_over) == (3, 3, 2)
+    assert failed.tally.gone == 0
+    assert failed.source.exhausted
 
 
 @virtual

@@ -45,6 +45,7 @@ class Rig:
             box,
             ARN,
             settings.pop("passes", lambda record: True),
+            settings.pop("wants", lambda record: True),
             attempts,
             Allowance(rate),
             self.tally,
@@ -129,6 +130,19 @@ async def test_what_filters_drop_is_done_with():
     assert names(records) == ["a"]
     assert rig.box.finished == ["m2"]
     assert rig.tally.filtered == 2
+
+
+@virtual
+async def test_a_letter_of_which_not_all_was_asked_for_stays_with_what_is_left_out():
+    letters = Box(invocation("a", "b"), invocation("b"), invocation("a"), invocation("a", "b"))
+    rig = Rig(letters, wants=lambda record: record.id == "a", allowed=1)
+    one, two, three = await rig.receive()
+    assert rig.box.kept == ["m2"]
+    await rig.reader.ack([one, two])
+    await rig.reader.release([three], None)
+    assert (rig.box.finished, rig.box.kept) == (["m3"], ["m2", "m1", "m4"])
+    assert (rig.tally.filtered, rig.tally.kept, rig.tally.passed_over) == (3, 3, 2)
+    assert rig.reader.exhausted
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ async def test_what_waits_behind_a_failure_of_its_group_is_told_of():
         await box.keep([first])
         while not box.ended:
             assert await box.take(10) == ()
-        assert box.note == "2 messages wait behind those that failed, in their groups"
+        assert box.note == "2 messages wait behind those that stay, in their groups"
         assert not box.cut_short
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -20,6 +20,11 @@ from tests.adapters.stream_reading import KINDS, REGION, ROLE, Rig, data
 from tests.engine.fakes import virtual
 from tests.fake_streams import EPOCH, wall
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poller.model import Record
+
 HORIZON = Target("TRIM_HORIZON")
 
 
@@ -31,7 +36,15 @@ def ranged(rig: Rig, wanted: Range, done: dict[str, Checkpoint] | None = None, *
     arn = str(rig.fake.arn)  # type: ignore[attr-defined]
     kinesis = KinesisEnvelope(arn, REGION, ROLE)
     envelope = ReplayEnvelope(kinesis if ":kinesis:" in arn else DynamoDbEnvelope(arn, REGION))
-    replaying = Replaying(arn, envelope, 1, more.get("passes", lambda record: True), more.get("group", 100))
+    everything: Callable[[Record], bool] = lambda record: True  # noqa: E731
+    replaying = Replaying(
+        arn,
+        envelope,
+        1,
+        more.get("passes", everything),
+        more.get("wants", everything),
+        more.get("group", 100),
+    )
     return StreamRange(
         wanted,
         rig.source(deaggregate=more.get("deaggregate", False)),
@@ -140,13 +153,14 @@ async def test_inside_an_aggregate_it_goes_on_behind_what_was_done():
     assert await replayed(ranged(rig, wanted, done, deaggregate=True)) == ["c", "d"]
 
 
+@pytest.mark.parametrize("which", ["passes", "wants"])
 @virtual
-async def test_what_filters_drop_is_counted():
+async def test_what_filters_drop_is_counted(which: str):
     rig = Rig.of("kinesis")
     rig.fake.put(*"aXbX")
     tally = Tally()
     wanted = Range(HORIZON, Target("TIME", time=wall() + 1))
-    source = ranged(rig, wanted, tally=tally, passes=lambda record: data([record]) != ["X"])
+    source = ranged(rig, wanted, tally=tally, **{which: lambda record: data([record]) != ["X"]})
     assert await replayed(source) == ["a", "b"]
     assert (tally.filtered, tally.succeeded) == (2, 2)
 

@@ -33,6 +33,7 @@ def counted(**more: Any) -> dict[str, Any]:
         "gone": 0,
         "messages": 10,
         "kept": 0,
+        "passed_over": 0,
         "unreadable": 0,
         "why_unreadable": "",
         "errors": {},
@@ -207,6 +208,7 @@ def test_it_is_followed_to_its_end_and_reported(daemon: Daemon):
         shown(counts=counted(kept=1)),
         shown("failed", reason="no such stream"),
         shown("interrupted", reason="the daemon was stopped"),
+        shown(counts=counted(kept=3, passed_over=2)),
     ],
 )
 def test_what_did_not_go_well_is_said_with_the_exit_code(daemon: Daemon, end: dict[str, Any]):
@@ -312,6 +314,14 @@ def test_a_report_names_errors_and_records():
     assert lines[-1] == "  1 of these cannot be used: it is no JSON"
     assert max(map(len, lines)) < 200
     assert not any(line.startswith("  records:") for line in report(shown(unit="records")))
+
+
+def test_what_was_not_asked_for_stays_and_is_no_failure(daemon: Daemon):
+    daemon.states = [shown(counts=counted(kept=1_000, passed_over=1_000))]
+    result = run("clicks", "--from-queue", QUEUE, "--filter", "{}", "--yes")
+    assert result.exit_code == 0
+    line = "messages: 10 done, 1,000 stay where they are, 1,000 of these because not all of their records were asked for"
+    assert result.stdout.splitlines()[-1] == f"  {line}"
 
 
 def test_beside_the_bar_stands_what_happens():

@@ -147,6 +147,79 @@ def test_a_span_that_ends_before_it_begins_is_refused():
         read(json.dumps(stream_document(KinesisBatchInfo=info)))
 
 
+@pytest.mark.parametrize("member", ["startSequenceNumber", "endSequenceNumber", "batchSize"])
+@pytest.mark.parametrize("odd", [None, "first", [1]])
+def test_a_span_that_makes_no_sense_is_refused(member: str, odd: Any):
+    info = stream_document()["KinesisBatchInfo"] | {member: odd}
+    with pytest.raises(ValueError, match="what it says of its batch makes no sense"):
+        read(json.dumps(stream_document(KinesisBatchInfo=info)))
+
+
+def test_half_a_surrogate_pair_that_a_function_has_said_does_not_hide_a_document():
+    document = {
+        "requestContext": {"condition": "RetriesExhausted"},
+        "requestPayload": {"Records": [{"messageId": "m", "body": "gr\u00fcn", "eventSourceARN": QUEUE}]},
+        "responsePayload": {"errorMessage": "no \ud83d", "errorType": "KeyError", "odd": float("nan")},
+    }
+    batch = read(json.dumps(document))
+    assert batch.error_message == "no ?"
+    assert batch.records == ({"messageId": "m", "body": "gr\u00fcn", "eventSourceARN": QUEUE},)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"kinesis": None},
+        {"kinesis": {"partitionKey": 1}},
+        {"dynamodb": "x"},
+        {"attributes": []},
+        {"attributes": {"MessageGroupId": ["g"]}},
+    ],
+)
+def test_what_looks_like_no_record_is_none(event: dict[str, Any]):
+    assert read(orjson.dumps(with_payload(stream_document(), {"Records": [event]}))).records is None
+
+
+trees = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(data=st.data(), odd=trees)
+def test_any_document_is_read_or_refused(data: st.DataObject, odd: Any):
+    payload = {"Records": [KINESIS.record("s", WIRE).event, TABLE.record("s", orjson.dumps(CHANGE)).event]}
+    document: Any = data.draw(
+        st.sampled_from(
+            [
+                with_payload(stream_document(), payload),
+                {
+                    "requestContext": {"condition": "x"},
+                    "requestPayload": payload,
+                    "responsePayload": {"errorType": "x", "errorMessage": "y"},
+                },
+            ]
+        )
+    )
+    at = document
+    while isinstance(at, dict | list) and at:
+        places = list(at) if isinstance(at, dict) else list(range(len(at)))
+        place = data.draw(st.sampled_from(places))
+        if data.draw(st.booleans()) or not isinstance(at[place], dict | list):
+            at[place] = odd
+            break
+        at = at[place]
+    try:
+        batch = read(json.dumps(document))
+    except ValueError:
+        return
+    for event in batch.records or ():
+        made = ReplayEnvelope(KINESIS).record(event)
+        assert lane_of(made.key, 4) in range(4)
+        assert all(isinstance(text, str) for text in (made.id, batch.error_message, batch.function_error))
+
+
 @pytest.mark.parametrize(
     ("condition", "arn", "why"),
     [
@@ -278,6 +351,12 @@ def test_failures_are_counted_by_their_type_and_the_first_are_named():
     assert tally.failed_ids[:3] == ["1", "2", "0"]
     assert tally.example == "no such order"
     assert tally.done == 5 + NAMED_FAILURES
+
+
+def test_of_a_very_long_message_its_beginning_is_kept():
+    tally = Tally()
+    tally.fail(["1"], "ValueError", "x" * 10**6)
+    assert tally.example == "x" * 1_000
 
 
 def test_there_may_be_any_number_of_error_types():
