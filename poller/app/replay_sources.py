@@ -255,7 +255,9 @@ def _allowance(setting: Setting) -> Allowance:
 
 def _passes(setting: Setting) -> Callable[[Record], bool]:
     """Whether the mapping's filters let a record pass; what goes back to its queue meets them there."""
-    its_own = compile_filters(() if setting.wish.to_source else setting.mapping.patterns, setting.mapping.source)
+    its_own = compile_filters(
+        () if setting.wish.to_source else setting.mapping.patterns, setting.mapping.source
+    )
     return lambda record: its_own.match(record.event)
 
 

@@ -140,7 +140,8 @@ class FrameLink:
                 reply = _error(decode(body))
             else:
                 raise ValueError(f"a frame of kind {kind!r}")
-        except (AttributeError, ValueError, TypeError):  # the handler has written to a descriptor that is not its own
+        except (AttributeError, ValueError, TypeError):
+            # The handler has written to a descriptor that is not its own.
             worker.broken()
             return
         if kind == INIT_ERROR:
