@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from poller.app import functions, spooling
 from poller.config.arn import destination_function, parse_arn
 from poller.config.remote import split_function_arn
@@ -18,6 +20,7 @@ from poller.destinations.sqs import SqsDestination
 from poller.engine.delivery import Route
 from poller.engine.invoker import Call, FunctionPlan, Invoker
 from poller.errors import PollerError
+from poller.model import NotInvoked
 
 if TYPE_CHECKING:
     from poller.app.functions import Loaded
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from poller.engine.spooler import Spooler
     from poller.model import Outcome
     from poller.ports import Destination, Observer
+
+#: Seconds that a delivery waits, in turn with all others, for a place of the function that takes it.
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +107,15 @@ def _function(name: str, text: str, mapping: Mapping, outside: Outside) -> Desti
 
 async def _invoke(invoker: Invoker, call: Call, event: dict[str, Any]) -> Outcome:
     """Run a function as soon as it has room, within the same limits as what mappings ask of it."""
-    await invoker.slots.acquire()
+    slots = invoker.slots
+    if not slots.total:
+        return NotInvoked("its reserved_concurrent_executions is 0, so it is never invoked")
+    # Not for ever: whoever delivers says what it waits for, and a stop or a reload waits for this.
+    with anyio.move_on_after(PATIENCE) as waiting:
+        await slots.acquire()
+    if waiting.cancelled_caught:
+        return NotInvoked(f"no place of its {slots.total} came free within {PATIENCE:g} s")
     try:
         return await invoker.invoke(call.of((), event))
     finally:
-        invoker.slots.release()
+        slots.release()

@@ -397,3 +397,27 @@ async def test_a_function_of_the_daemon_runs_within_its_own_limits(session: AwsS
     (fact,) = observer.of(Invoked)
     assert (fact.mapping, fact.function, fact.records, fact.request_id) == ("clicks", "undo", 0, "r-1")
     assert slots.taken == 9
+
+
+async def test_a_function_of_the_daemon_without_a_place_has_not_taken_it_and_says_why(
+    session: AwsSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(destinations, "PATIENCE", 0.05)
+    text = UNDO.format(destination="undo").replace(
+        '"operator:is_"', '"operator:is_"\nreserved_concurrent_executions = RESERVED'
+    )
+    world = World(wall=lambda: AT, chance=lambda: 0.5, request_id=lambda: "r-1")
+    for reserved, taken, why in (
+        (0, 0, "function undo: its reserved_concurrent_executions is 0, so it is never invoked"),
+        (2, 2, r"function undo: no place of its 2 came free within 0.05 s"),
+    ):
+        config = parse(text.replace("RESERVED", str(reserved)), where="f", environ={}, now=0)
+        loaded = functions.load(config, Places(10), {}, {}, lambda: session)
+        for _ in range(taken):
+            await loaded["undo"].slots.acquire()
+        outside = destinations.Outside(loaded, session, Recorder(), world)
+        route = destinations.ends(config.mappings[0], outside, None).on_success
+        assert route is not None
+        with anyio.fail_after(5), pytest.raises(FunctionFailed, match=why):
+            await route.destination.send(failure())
+        assert loaded["undo"].slots.waiting == 0
