@@ -20,6 +20,7 @@ from poller.config.arn import parse_arn
 from poller.core import spooled
 from poller.core.failure import function_name, mapping_id
 from poller.core.failures import Failure, Place, group, make_id, of_document, split_id
+from poller.engine.child import leaf
 from poller.errors import PollerError, ReplayRefused, StoreError
 from poller.sources.failed_objects import newest, read_object
 from poller.sources.failed_queue import attributes, open_failed_queue
@@ -89,10 +90,14 @@ async def _guarded(place: Place, work: Callable[[], Awaitable[None]]) -> Place:
     try:
         with anyio.fail_after(PATIENCE):
             await work()
-    except PollerError as error:
-        place.note = str(error)
     except TimeoutError:
         place.note = f"it could not be looked into within {PATIENCE:.0f} s"
+    except Exception as raised:
+        # A queue that is open has tasks of its own, which make a group of it.
+        error = leaf(raised)
+        if not isinstance(error, PollerError):
+            raise
+        place.note = str(error)
     return place
 
 

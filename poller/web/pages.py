@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import anyio
 import orjson
 from aiohttp import hdrs, web
 
+from poller.engine.child import leaf
 from poller.errors import PollerError, ReplayRefused
 
 if TYPE_CHECKING:
@@ -41,8 +43,14 @@ def text_page(text: str, status: int = 200) -> web.Response:
 def json_page(value: object, status: int = 200, *, pretty: bool = False) -> web.Response:
     """JSON, on one line or for people."""
     options = orjson.OPT_APPEND_NEWLINE | (orjson.OPT_INDENT_2 if pretty else 0)
+    try:
+        body = orjson.dumps(value, default=str, option=options)
+    except (
+        TypeError
+    ):  # half a surrogate pair, or an integer of more than 64 bits, in what a function has said
+        body = json.dumps(value, default=str, indent=2 if pretty else None).encode() + b"\n"
     return web.Response(
-        body=orjson.dumps(value, default=str, option=options),
+        body=body,
         status=status,
         content_type="application/json",
         headers={hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"},
@@ -54,11 +62,17 @@ async def answered(command: Callable[[], Awaitable[object]]) -> web.Response:
     try:
         with anyio.fail_after(COMMAND_TIMEOUT):
             return json_page({"answer": await command()})
-    except KeyError as error:
-        return error_page(404, f"there is no {error.args[0]!r}")
-    except ReplayRefused as error:
-        return error_page(400, str(error))
-    except PollerError as error:
-        return error_page(409, str(error))
     except TimeoutError:
         return error_page(504, f"not done within {COMMAND_TIMEOUT:.0f} s")
+    except Exception as raised:
+        # Whatever was read meanwhile may have had tasks of its own, which make a group of it.
+        error = leaf(raised)
+        match error:
+            case KeyError():
+                return error_page(404, f"there is no {error.args[0]!r}")
+            case ReplayRefused():
+                return error_page(400, str(error))
+            case PollerError():
+                return error_page(409, str(error))
+            case _:
+                raise

@@ -268,3 +268,16 @@ async def test_a_spooled_delivery_without_an_error_is_named_by_its_condition_unl
         ("RetryAttemptsExhausted", 5),
         ("not delivered", 0),
     ]
+
+
+async def test_a_queue_that_may_be_counted_and_not_received_from_says_why_and_harms_no_other() -> None:
+    rig = Rig()
+    await rig.put("parked", "customer 7", 1)
+    counts = {"ApproximateNumberOfMessages": "3", "ApproximateNumberOfMessagesNotVisible": "0"}
+    rig.session.replies = {
+        "GetQueueUrl": {"QueueUrl": "http://queue"},
+        "GetQueueAttributes": {"Attributes": counts | {"VisibilityTimeout": "30"}},
+    }
+    denied, parked = await rig.look(mapping(**failing_to(FAILED)))
+    assert (denied["total"], denied["note"]) == (3, "the role needs ReceiveMessage")
+    assert parked["total"] == 1

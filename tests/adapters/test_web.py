@@ -415,6 +415,7 @@ async def test_what_is_no_json_begins_no_replay() -> None:
         (PollerError("it runs"), 409, "it runs"),
         (ReplayRefused("no such thing"), 400, "no such thing"),
         (TimeoutError(), 504, "not done within 30 s"),
+        (ExceptionGroup("of a queue's tasks", [PollerError("denied")]), 409, "denied"),
     ],
 )
 async def test_a_replay_that_cannot_be_says_why(error: Exception, status: int, message: str) -> None:
@@ -430,6 +431,22 @@ async def test_a_look_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     surface = replace(surface, replays=replace(surface.replays, listed=anyio.sleep_forever))
     async with running(surface) as client, client.get("/replays") as reply:
         assert reply.status == 504
+
+
+async def test_a_bug_is_no_refusal() -> None:
+    daemon = Daemon()
+    daemon.error = ZeroDivisionError()
+    async with running(daemon.surface) as client, client.get("/replays/r-2") as reply:
+        assert reply.status == 500
+
+
+@pytest.mark.parametrize("odd", ["half \ud83d", 2**70])
+async def test_whatever_a_function_has_said_can_be_shown(odd: object) -> None:
+    surface = replace(Daemon().surface, status=lambda: {"odd": odd})
+    async with running(surface) as client:
+        for path in ("/status", "/status?pretty"):
+            async with client.get(path) as reply:
+                assert await reply.json() == {"odd": odd}
 
 
 # --- failures -----------------------------------------------------------------------------------------------------------
