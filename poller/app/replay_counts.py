@@ -105,8 +105,9 @@ async def _count_range(setting: Setting, progress: Progress, observer: Observer)
     source = await stream_range(replace(setting, wish=replace(setting.wish, rate=None)), progress, observer)
     found = 0
     with anyio.move_on_after(COUNTING) as counting:
-        for shard in await source.shards():
-            found += await _count_shard(source, shard)
+        while shards := await source.shards():
+            for shard in shards:
+                found += await _count_shard(source, shard)
     so_far = f" in the first {COUNTING:.0f} s of reading" if counting.cancelled_caught else ""
     dropped = f", besides {progress.tally.filtered} that are filtered out" if progress.tally.filtered else ""
     return f"{found} records{so_far}{dropped}"

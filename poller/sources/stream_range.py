@@ -2,7 +2,8 @@
 
 A range ends at a sequence number, at a time, or at the end of the shard: a stream goes on while it is replayed, so a range
 without an end is closed at the moment at which the replay begins. Records of one shard come in the order of their sequence
-numbers and about in that of their times, so the first record behind the end ends the shard's part.
+numbers and about in that of their times, so the first record behind the end ends the shard's part. Shards are named by
+generations: a key whose shard was split or merged keeps its order, as it does live.
 """
 
 from __future__ import annotations
@@ -81,17 +82,22 @@ class StreamRange:
         self._allowance = allowance
         self._tally = tally
         self._courses: dict[str, Course] = {}
+        # Still to be named; None until the stream was asked.
+        self._left: dict[str, Shard] | None = None
 
     async def shards(self) -> Sequence[Shard]:
-        """All shards with records in the range, once."""
-        if self.exhausted:
-            return ()
-        found = [shard for shard in await self._stream.shards() if self._range.shard in ("", shard.id)]
-        if not found:
-            raise ReplayRefused(f"the stream has no shard {self._range.shard}")
-        self.exhausted = True
-        self._courses = {shard.id: Course(self._tally) for shard in found}
-        return found
+        """The shards of which all parents were named before; each once."""
+        if self._left is None:
+            found = [shard for shard in await self._stream.shards() if self._range.shard in ("", shard.id)]
+            if not found:
+                raise ReplayRefused(f"the stream has no shard {self._range.shard}")
+            self._left = {shard.id: shard for shard in found}
+            self._courses = {shard.id: Course(self._tally) for shard in found}
+        part = [shard for shard in self._left.values() if self._left.keys().isdisjoint(shard.parents)]
+        for shard in part:
+            del self._left[shard.id]
+        self.exhausted = not self._left
+        return part
 
     @asynccontextmanager
     async def open(self, shard: Shard, start: StartAt) -> AsyncIterator[Replayed]:

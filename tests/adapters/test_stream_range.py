@@ -18,7 +18,7 @@ from poller.sources.stream_range import Range, StreamRange
 from tests.adapters.aggregates import packed
 from tests.adapters.stream_reading import KINDS, REGION, ROLE, Rig, data
 from tests.engine.fakes import virtual
-from tests.fake_streams import EPOCH, wall
+from tests.fake_streams import EPOCH, FakeKinesis, wall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,16 +58,17 @@ def ranged(rig: Rig, wanted: Range, done: dict[str, Checkpoint] | None = None, *
 async def replayed(source: StreamRange, most: int = 10_000) -> list[str]:
     """What comes of all shards, each up to `most` records."""
     found: list[str] = []
-    for shard in await source.shards():
-        own: list[str] = []
-        async with source.open(shard, StartAt()) as reader:
-            while not reader.ended and len(own) < most:
-                records = await reader.receive(min(3, most - len(own)), 60.0)
-                own += data(records)
-                if records:
-                    await source.passed(shard.id, records[-1])
-        found += own
-    assert await source.shards() == ()
+    while shards := await source.shards():
+        for shard in shards:
+            own: list[str] = []
+            async with source.open(shard, StartAt()) as reader:
+                while not reader.ended and len(own) < most:
+                    records = await reader.receive(min(3, most - len(own)), 60.0)
+                    own += data(records)
+                    if records:
+                        await source.passed(shard.id, records[-1])
+            found += own
+    assert source.exhausted
     return found
 
 
@@ -131,6 +132,23 @@ async def test_all_shards_are_read_or_only_one():
     assert [shard.id for shard in await source.shards()] == [child]
     with pytest.raises(ReplayRefused, match="the stream has no shard nowhere"):
         await ranged(rig, Range(wanted.start, wanted.end, "nowhere")).shards()
+
+
+@virtual
+async def test_shards_are_named_by_generations_so_that_keys_keep_their_order():
+    rig = Rig.of("kinesis")
+    assert isinstance(rig.fake, FakeKinesis)
+    first = next(iter(rig.fake.shards))
+    left, right = rig.fake.split(first)
+    merged = rig.fake.merge(left, right)
+    source = ranged(rig, Range(HORIZON, Target("TIME", time=wall())))
+    named: list[list[str]] = []
+    while shards := await source.shards():
+        named.append([shard.id for shard in shards])
+        assert source.exhausted is (named[-1] == [merged])
+    assert named == [[first], [left, right], [merged]]
+    # Of one shard alone nothing is waited for.
+    assert [one.id for one in await ranged(rig, Range(HORIZON, number("1"), merged)).shards()] == [merged]
 
 
 @virtual
