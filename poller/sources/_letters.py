@@ -25,7 +25,7 @@ class Letter:
 
 
 class Box(Protocol):
-    """Where letters come from. Takes and settlings raise `poller.errors.AwsError` when that is not possible now."""
+    """Where letters come from."""
 
     @property
     def ended(self) -> bool:
@@ -43,11 +43,11 @@ class Box(Protocol):
         ...
 
     async def take(self, limit: int) -> Sequence[Letter]:
-        """Up to `limit` letters, after a moment of waiting if there are none."""
+        """Up to `limit` letters, after a moment of waiting if there are none; raises `poller.errors.AwsError`."""
         ...
 
-    async def done(self, letters: Sequence[Letter]) -> None:
-        """All of their records succeeded."""
+    async def done(self, letters: Sequence[Letter]) -> int:
+        """All of their records succeeded; returns how many stay where they are although they should have gone."""
         ...
 
     async def keep(self, letters: Sequence[Letter]) -> None:

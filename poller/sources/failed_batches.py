@@ -184,12 +184,11 @@ class FailedBatches:
         complete = part.pop_complete()
         kept = [one.letter for one in complete if one.bad or one.partial]
         done = [one.letter for one in complete if not (one.bad or one.partial)]
-        if done:
-            await self._box.done(done)
+        stay = await self._box.done(done) if done else 0
         if kept:
             await self._box.keep(kept)
-        self._tally.messages += len(done)
-        self._tally.kept += len(kept)
+        self._tally.messages += len(done) - stay
+        self._tally.kept += len(kept) + stay
         self._tally.passed_over += sum(not one.bad for one in complete if one.partial)
 
 

@@ -257,8 +257,9 @@ class FailedMessages:
                 self._tally.passed_over += not failure.bad
                 await self._box.keep([failure.letter])
             else:
-                self._tally.messages += 1
-                await self._box.done([failure.letter])
+                stay = await self._box.done([failure.letter])
+                self._tally.messages += 1 - stay
+                self._tally.kept += stay
         finally:
             self._open -= 1
 

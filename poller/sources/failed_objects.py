@@ -99,11 +99,16 @@ class FailedObjects:
         self._keys.extend(keys)
         self._listed_to = keys[-1] if keys else self._listed_to
 
-    async def done(self, letters: Sequence[Letter]) -> None:
-        if self._delete:
-            for letter in letters:
+    async def done(self, letters: Sequence[Letter]) -> int:
+        stay = 0
+        for letter in letters if self._delete else ():
+            try:
                 await self._api("DeleteObject", {"Bucket": self._bucket, "Key": letter.id}, CALL_TIMEOUT)
+            except AwsError as error:
+                stay += 1
+                self.note = f"objects that succeeded stay, as they cannot be deleted: {error}"
         await self.keep(letters)
+        return stay
 
     async def keep(self, letters: Sequence[Letter]) -> None:
         self._settled.update(letter.id for letter in letters)

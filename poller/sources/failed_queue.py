@@ -79,10 +79,11 @@ class FailedQueue:
             return
         self.note = f"waiting for {others} messages that somebody else has received"
 
-    async def done(self, letters: Sequence[Letter]) -> None:
+    async def done(self, letters: Sequence[Letter]) -> int:
         await self._reader.ack([letter.handle for letter in letters])
         for letter in letters:
             self._held.pop(letter.id, None)
+        return 0  # what SQS has not confirmed comes again
 
     async def keep(self, letters: Sequence[Letter]) -> None:
         await self._hide([letter.handle for letter in letters])

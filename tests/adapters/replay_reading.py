@@ -35,6 +35,8 @@ class Box:
         self.finished: list[str] = []
         self.kept: list[str] = []
         self.broken: list[Exception] = []
+        #: Those that stay whatever is done.
+        self.stubborn: set[str] = set()
 
     @property
     def ended(self) -> bool:
@@ -45,8 +47,10 @@ class Box:
             raise self.broken.pop(0)
         return [self.waiting.popleft() for _ in range(min(limit, 10, len(self.waiting)))]
 
-    async def done(self, letters: Sequence[Letter]) -> None:
-        self.finished += [letter.id for letter in letters]
+    async def done(self, letters: Sequence[Letter]) -> int:
+        gone = [letter.id for letter in letters if letter.id not in self.stubborn]
+        self.finished += gone
+        return len(letters) - len(gone)
 
     async def keep(self, letters: Sequence[Letter]) -> None:
         self.kept += [letter.id for letter in letters]

@@ -77,6 +77,16 @@ async def test_a_letter_of_which_a_record_fails_again_is_kept():
 
 
 @virtual
+async def test_a_letter_that_does_not_go_is_counted_as_one_that_stays():
+    rig = Rig.of("kinesis")
+    numbers = rig.fake.put(*"abcd")
+    failed = reading(rig, numbers[0:2], numbers[2:4])
+    failed.box.stubborn = {"m1"}
+    await failed.all()
+    assert (failed.box.finished, failed.tally.messages, failed.tally.kept) == (["m2"], 1, 1)
+
+
+@virtual
 async def test_a_letter_is_not_done_with_before_its_last_record_is():
     rig = Rig.of("kinesis")
     numbers = rig.fake.put(*"abcd")

@@ -124,6 +124,14 @@ async def test_a_dead_letter_is_the_record():
 
 
 @virtual
+async def test_a_letter_that_does_not_go_is_counted_as_one_that_stays():
+    rig = Rig(Box(invocation("a"), invocation("b")))
+    rig.box.stubborn = {"m1"}
+    await rig.reader.ack(await rig.receive())
+    assert (rig.box.finished, rig.tally.messages, rig.tally.kept) == (["m2"], 1, 1)
+
+
+@virtual
 async def test_what_filters_drop_is_done_with():
     rig = Rig(Box(invocation("a", "b"), invocation("b")), passes=lambda record: record.id != "b")
     records = await rig.receive()

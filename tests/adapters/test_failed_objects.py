@@ -102,6 +102,23 @@ async def test_what_succeeded_can_be_deleted_and_what_failed_stays(bucket: Bucke
     assert await bucket.keys() == ["p/a"]
 
 
+async def test_what_cannot_be_deleted_stays_and_says_why(bucket: Bucket) -> None:
+    await bucket.fill("p/a", "p/b", "p/c")
+
+    async def api(operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        if operation == "DeleteObject" and params["Key"] == "p/b":
+            raise AwsError("the role needs s3:DeleteObject")
+        return await bucket.api(operation, params, timeout)
+
+    box = FailedObjects((bucket.name, "p/"), api, delete=True)
+    assert await box.done(await taken(box)) == 1
+    assert box.position == "p/c"
+    assert (
+        box.note == "objects that succeeded stay, as they cannot be deleted: the role needs s3:DeleteObject"
+    )
+    assert await bucket.keys() == ["p/b"]
+
+
 async def test_an_empty_prefix_ends_at_once(bucket: Bucket) -> None:
     await bucket.fill("q/a")
     assert await taken(bucket.box()) == []
