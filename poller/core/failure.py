@@ -159,6 +159,12 @@ def qualified(function_arn: str) -> str:
     return function_arn if function_arn.count(":") > 6 else f"{function_arn}:$LATEST"
 
 
+def executed_version(function_arn: str) -> str:
+    """The version that ran, as far as the ARN tells: which one an alias means is not known here."""
+    qualifier = function_arn.rpartition(":")[2] if function_arn.count(":") > 6 else ""
+    return qualifier if qualifier.isdigit() else "$LATEST"
+
+
 def function_name(function_arn: str) -> str:
     """The name in the ARN of a function."""
     return function_arn.split(":")[6]

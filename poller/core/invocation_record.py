@@ -12,7 +12,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 import orjson
 
-from poller.core.failure import SUCCESS, iso, qualified
+from poller.core.failure import SUCCESS, executed_version, iso, qualified
 from poller.model import Failed, FunctionError, Returned
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def invocation_record(
     """The record of `ran` for those of its records that are in `request`, an event; `at` is Unix time."""
     function_arn = qualified(ran.function_arn)
     error = _error_of(ran)
-    response: dict[str, Any] = {"statusCode": 200, "executedVersion": _version(function_arn)}
+    response: dict[str, Any] = {"statusCode": 200, "executedVersion": executed_version(function_arn)}
     if error is not None:
         response["functionError"] = "Unhandled"
     return {
@@ -89,9 +89,3 @@ def _payload(ran: Ran, error: FunctionError | None) -> Any:
         "requestId": ran.request_id,
         "stackTrace": list(error.stack_trace),
     }
-
-
-def _version(function_arn: str) -> str:
-    """The version that ran, as far as the ARN tells: which one an alias means is not known here."""
-    qualifier = function_arn.rpartition(":")[2]
-    return qualifier if qualifier.isdigit() else "$LATEST"

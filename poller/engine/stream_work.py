@@ -365,10 +365,15 @@ class StreamWork:
     def _delivery(self, given_up: GiveUp) -> Delivery:
         at = self._world.wall()
         final = not given_up.records
+        function_arn = self._batches.function_arn
         document = failure.document(
             given_up,
             self._batches.origin,
-            failure.LastInvoke(self._request_id or self._world.request_id(), self._batches.function_arn),
+            failure.LastInvoke(
+                self._request_id or self._world.request_id(),
+                function_arn,
+                failure.executed_version(function_arn),
+            ),
             at,
             failure.WindowInvoke(self.window, final) if self.window else None,
         )
@@ -377,7 +382,7 @@ class StreamWork:
             id=failure.delivery_id(self._mapping, document, self._within(given_up.records)),
             mapping=self._mapping,
             shard=self._shard,
-            function_arn=self._batches.function_arn,
+            function_arn=function_arn,
             document=document,
             event=self._event(self._fresh(given_up.records), final=final),
             at=at,

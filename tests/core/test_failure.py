@@ -13,6 +13,7 @@ from poller.core.failure import (
     delivery_id,
     document,
     encoded,
+    executed_version,
     fitted,
     function_name,
     mapping_id,
@@ -271,6 +272,15 @@ def test_a_mapping_keeps_its_uuid_and_shares_it_with_no_other():
     assert len(ids) == 3
     assert mapping_id("a", "arn:1") in ids
     assert all(str(UUID(one)) == one for one in ids)
+
+
+@pytest.mark.parametrize(
+    ("qualifier", "version"),
+    [("", "$LATEST"), (":live", "$LATEST"), (":$LATEST", "$LATEST"), (":17", "17")],
+)
+def test_the_version_that_ran_is_known_where_the_arn_names_it(qualifier, version):
+    assert executed_version(FUNCTION + qualifier) == version
+    assert executed_version("arn:aws:lambda:eu-west-1:123456789012:function:17") == "$LATEST"
 
 
 @pytest.mark.parametrize("qualifier", ["", ":live", ":$LATEST"])
