@@ -8,18 +8,21 @@ than that is told of as a number.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from poller.app.replay_counts import COUNTED_ONLY
 from poller.app.replay_sources import ReplayObserver
 from poller.config.arn import parse_arn
 from poller.core import spooled
 from poller.core.failure import function_name, mapping_id
 from poller.core.failures import Failure, Place, group, make_id, of_document, split_id
+from poller.core.replay import same_source
 from poller.engine.child import leaf
 from poller.errors import PollerError, ReplayRefused, StoreError
 from poller.sources.failed_objects import newest, read_object
@@ -55,11 +58,26 @@ _PAYLOADS = ("payload", "requestPayload")
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in one queue."""
+
+    attributes: dict[str, str]
+    letters: Sequence[Letter] = ()
+    why_counted: str = ""
+    """Why it was only counted; empty when it was looked into."""
+
+
+@dataclass(frozen=True, slots=True)
 class Looking:
-    """What is looked with."""
+    """One look, and what it is done with."""
 
     around: Surroundings
     function_arn: Callable[[Mapping], str]
+    spools: bool = True
+    """Whether there is a spool to look into."""
+    contents: dict[str, Contents] = field(default_factory=dict)
+    """Of queues, by their ARNs. One that several mappings share is received from once, or each would hide some from others."""
+    turns: defaultdict[str, anyio.Lock] = field(default_factory=lambda: defaultdict(anyio.Lock))
 
 
 async def look(mappings: Sequence[Mapping], looking: Looking) -> list[dict[str, Any]]:
@@ -90,15 +108,19 @@ async def _guarded(place: Place, work: Callable[[], Awaitable[None]]) -> Place:
     try:
         with anyio.fail_after(PATIENCE):
             await work()
+    except PollerError as error:
+        place.note = str(error)
     except TimeoutError:
         place.note = f"it could not be looked into within {PATIENCE:.0f} s"
-    except Exception as raised:
-        # A queue that is open has tasks of its own, which make a group of it.
-        error = leaf(raised)
-        if not isinstance(error, PollerError):
-            raise
-        place.note = str(error)
     return place
+
+
+def _reason(raised: Exception) -> str:
+    """What went wrong in a queue that was open: its own tasks make a group of it. Raises what is a bug."""
+    error = leaf(raised)
+    if not isinstance(error, PollerError):
+        raise error from raised
+    return str(error)
 
 
 # --- destinations -------------------------------------------------------------------------------------------------------
@@ -108,7 +130,7 @@ async def _destination(mapping: Mapping, text: str, looking: Looking) -> Place:
     service = parse_arn(text).service if text.startswith("arn:") else ""
     if service == "sqs":
         place = Place(mapping.name, "queue", text)
-        return await _guarded(place, partial(_look_into_queue, place, parse_arn(text), looking))
+        return await _guarded(place, partial(_look_into_queue, place, mapping, parse_arn(text), looking))
     if service == "s3":
         bucket = parse_arn(text).resource
         prefix = object_prefix(mapping, looking.function_arn(mapping))
@@ -124,7 +146,7 @@ async def _dead_letters(mapping: Mapping, looking: Looking) -> list[Place]:
     async def look_into() -> None:
         place.name = await _dead_letter_arn(mapping, looking)
         if place.name:
-            await _look_into_queue(place, parse_arn(place.name), looking)
+            await _look_into_queue(place, mapping, parse_arn(place.name), looking)
 
     await _guarded(place, look_into)
     return [place] if place.name or place.note else []
@@ -141,20 +163,40 @@ async def _attributes(arn: Arn, looking: Looking) -> dict[str, str]:
     return await attributes(api, arn.resource, arn.account)
 
 
-async def _look_into_queue(place: Place, arn: Arn, looking: Looking) -> None:
-    known = await _attributes(arn, looking)
-    place.total = int(known.get("ApproximateNumberOfMessages", 0))
-    if hidden := int(known.get("ApproximateNumberOfMessagesNotVisible", 0)):
+async def _look_into_queue(place: Place, mapping: Mapping, arn: Arn, looking: Looking) -> None:
+    async with looking.turns[str(arn)]:
+        if str(arn) not in looking.contents:
+            looking.contents[str(arn)] = await _contents(mapping, arn, looking)
+        found = looking.contents[str(arn)]
+    place.total = _visible(found.attributes)
+    if hidden := int(found.attributes.get("ApproximateNumberOfMessagesNotVisible", 0)):
         place.note = f"{hidden} more are received by somebody now"
+    if found.why_counted:
+        place.note = found.why_counted
+        return
+    failures = [_of_letter(place, letter) for letter in found.letters]
+    mine = [one for one in failures if not one.source or same_source(one.source, mapping.event_source_arn)]
+    if others := len(failures) - len(mine):
+        place.note = f"{others} of those looked at are about other sources"
+    place.looked_at = len(failures)
+    place.total = max(place.total, len(failures))
+    place.groups = group(mine)
+
+
+async def _contents(mapping: Mapping, arn: Arn, looking: Looking) -> Contents:
+    known = await _attributes(arn, looking)
     if known.get("RedrivePolicy"):
-        place.note = "it has a redrive policy, and to look counts as a receive: only counted"
-        return
-    if not place.total:
-        return
-    letters = await _peek(place.mapping, arn, looking, min(MESSAGES, place.total))
-    place.looked_at = len(letters)
-    place.total = max(place.total, len(letters))
-    place.groups = group(_of_letter(place, letter) for letter in letters)
+        return Contents(known, (), COUNTED_ONLY)
+    if not (total := _visible(known)):
+        return Contents(known)
+    try:
+        return Contents(known, await _peek(mapping.name, arn, looking, min(MESSAGES, total)))
+    except Exception as raised:
+        return Contents(known, (), _reason(raised))
+
+
+def _visible(attributes: dict[str, str]) -> int:
+    return int(attributes.get("ApproximateNumberOfMessages", 0))
 
 
 async def _peek(mapping: str, arn: Arn, looking: Looking, most: int, wanted: str = "") -> list[Letter]:
@@ -218,6 +260,8 @@ async def _look_into_bucket(
 
 
 async def _spooled(mapping: Mapping, looking: Looking) -> list[Place]:
+    if not looking.spools:
+        return []
     try:
         spool = await looking.around.state.spool()
         totals = (await spool.totals(mapping.name)).get(mapping.name, ())
@@ -272,7 +316,9 @@ async def show(id_: str, mappings: Sequence[Mapping], looking: Looking) -> dict[
     if where == "objects":
         bucket = _destination_of(mapping, "s3").resource
         api = looking.around.session.cold("s3", mapping.region)
-        body = await read_object((bucket, one), api)
+        # Nothing else of the bucket is anybody's business here.
+        mine = one.startswith(object_prefix(mapping, looking.function_arn(mapping)))
+        body = await read_object((bucket, one), api) if mine else b""
         if not body:
             raise KeyError(id_)
         return {"id": id_, "body": _readable(body)}

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poller.app import failing, functions
+from poller.app import failing, functions, spooling
 from poller.app.replay_counts import count, estimate
 from poller.app.replay_sources import Setting, open_replay
 from poller.core import replay_wish
@@ -82,6 +82,7 @@ class Inquiry:
         return failing.Looking(
             present.around,
             lambda mapping: functions.arn(mapping, present.config.functions[mapping.function]),
+            spools=present.config.daemon.keeps_spool and spooling.uses_state(present.config),
         )
 
     async def _look(self, name: str | None) -> object:

@@ -17,11 +17,11 @@ from poller.app.replay_sources import (
     s3_calls,
     stream_range,
 )
-from poller.core.replay import Tally, read
+from poller.core.replay import Tally, check_failed, read
 from poller.core.replay_wish import bucket
 from poller.model import StartAt
 from poller.sources import failed_objects
-from poller.sources.failed_queue import counts
+from poller.sources.failed_queue import attributes, counts
 
 if TYPE_CHECKING:
     from poller.app.replay_sources import Setting
@@ -35,6 +35,8 @@ COUNTED = 100_000
 COUNTING = 15.0
 #: Messages, or objects, that a dry run looks at.
 SAMPLE = 10
+#: What is said of a queue in which a look takes messages nearer to another queue.
+COUNTED_ONLY = "it has a redrive policy, and to look counts as a receive: only counted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +77,33 @@ async def estimate(setting: Setting, began: float) -> list[str]:
     if wish.kind == "dead_letters":
         where = mapping_queue(setting) if wish.to_source else f"function {setting.function.name}"
         return [*lines, f"they go to {where}"]
+    if wish.kind == "queue" and await _counts_receives(setting):
+        return [*lines, COUNTED_ONLY]
     async with open_box(setting, Progress(tally), observer) as (box, _):
         letters: list[Any] = []
         while len(letters) < SAMPLE and (taken := await box.take(SAMPLE - len(letters))):
             letters.extend(taken)
-        records = readable = 0
+        records = 0
         for letter in letters:
             try:
                 batch = read(letter.body)
+                check_failed(batch, setting.mapping.event_source_arn)
             except ValueError as error:
                 tally.refuse(str(error))
                 continue
-            readable += 1
             records += batch.span.records if batch.span else len(batch.records or ())
     if letters:
         lines.append(f"the first {len(letters)} of them tell of {records} records")
     if tally.unreadable:
         lines.append(f"{tally.unreadable} of these cannot be used: {tally.why_unreadable}")
     return lines
+
+
+async def _counts_receives(setting: Setting) -> bool:
+    """Whether a receive takes a message nearer to another dead-letter queue."""
+    queue = queue_id(setting)
+    api = await setting.around.session.api("sqs", queue.region)
+    return bool((await attributes(api, queue.name, queue.account)).get("RedrivePolicy"))
 
 
 def mapping_queue(setting: Setting) -> str:

@@ -56,12 +56,6 @@ if TYPE_CHECKING:
 LOOK_WAIT = 2.0
 #: Batches of a queue's messages in flight: as many as Lambda begins with.
 QUEUE_CONCURRENCY = 5
-#: Objects that are counted before a replay.
-COUNTED = 100_000
-#: Seconds, and records, of which a dry run over a range reads.
-COUNTING = 15.0
-#: Messages, or objects, that a dry run looks at.
-SAMPLE = 10
 PARTIAL = "ReportBatchItemFailures"
 TOO_LARGE = "PayloadTooLarge"
 

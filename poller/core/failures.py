@@ -34,6 +34,8 @@ class Failure:
     """Unix time at which it came there; 0 when that is not known."""
     records: int = 0
     shard: str = ""
+    source: str = ""
+    """The ARN of the stream or queue that it is about, where it says so."""
 
 
 @dataclass(slots=True)
@@ -82,7 +84,8 @@ def of_document(id_: str, body: str | bytes, at: float, shard: str = "") -> Fail
     if batch.function_error and not batch.error_type:
         what = f"{what} ({batch.function_error})"
     records = batch.span.records if batch.span else len(batch.records or ())
-    return Failure(id_, what, batch.error_message, at, records, batch.span.shard if batch.span else shard)
+    shard = batch.span.shard if batch.span else shard
+    return Failure(id_, what, batch.error_message, at, records, shard, batch.source_arn)
 
 
 def group(failures: Iterable[Failure]) -> list[Group]:

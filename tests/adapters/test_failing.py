@@ -5,6 +5,7 @@ Queues and buckets are looked into with the real daemon, in `tests/e2e/test_repl
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.anyio
 STREAM = "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks"
 QUEUE = "arn:aws:sqs:eu-west-1:123456789012:orders"
 FAILED = "arn:aws:sqs:eu-west-1:123456789012:failed"
+FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:count"
 LIMITS = SpoolLimits(100_000, 2**30)
 
 
@@ -31,7 +33,8 @@ class Session:
     """Calls of SQS and S3 that are answered from `replies`, or denied."""
 
     def __init__(self) -> None:
-        self.replies: dict[str, dict[str, Any]] = {}
+        self.replies: dict[str, Any] = {}
+        self.calls: list[str] = []
 
     async def api(self, service: str, region: str | None = None) -> Any:
         return self._call
@@ -40,9 +43,11 @@ class Session:
         return self._call
 
     async def _call(self, operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        self.calls.append(operation)
         if operation not in self.replies:
             raise AccessDenied(f"the role needs {operation}")
-        return self.replies[operation]
+        reply = self.replies[operation]
+        return (reply.pop(0) if reply else {}) if isinstance(reply, list) else reply
 
 
 class State:
@@ -65,10 +70,17 @@ class Around:
 
 
 class Rig:
+    spools = True
+
     def __init__(self) -> None:
         self.session, self.state = Session(), State()
         around: Any = Around(self.session, self.state, Recorder())
-        self.looking = Looking(around, lambda mapping: "arn:aws:lambda:eu-west-1:123456789012:function:count")
+        self._around = around
+
+    @property
+    def looking(self) -> Looking:
+        """Another look."""
+        return Looking(self._around, lambda mapping: FUNCTION, spools=self.spools)
 
     async def put(self, kind: SpoolKind, key: str, count: int, message: str = "no order {}") -> None:
         entries = [
@@ -281,3 +293,53 @@ async def test_a_queue_that_may_be_counted_and_not_received_from_says_why_and_ha
     denied, parked = await rig.look(mapping(**failing_to(FAILED)))
     assert (denied["total"], denied["note"]) == (3, "the role needs ReceiveMessage")
     assert parked["total"] == 1
+
+
+def message(id_: str, source: str) -> dict[str, Any]:
+    info = {"shardId": "s", "streamArn": source}
+    body = {"requestContext": {"condition": "RetryAttemptsExhausted"}, "KinesisBatchInfo": info}
+    return {
+        "MessageId": id_,
+        "ReceiptHandle": id_,
+        "Body": json.dumps(body),
+        "MD5OfBody": "",
+        "Attributes": {},
+    }
+
+
+async def test_a_queue_that_two_mappings_share_is_received_from_once_and_each_sees_its_own() -> None:
+    rig = Rig()
+    other = STREAM.replace("clicks", "views")
+    counts = {"ApproximateNumberOfMessages": "4", "ApproximateNumberOfMessagesNotVisible": "0"}
+    messages = [message("a", STREAM), message("b", other), message("c", STREAM)]
+    rig.session.replies = {
+        "GetQueueUrl": {"QueueUrl": "http://queue"},
+        "GetQueueAttributes": {"Attributes": counts | {"VisibilityTimeout": "30"}},
+        "ReceiveMessage": [{"Messages": messages}, {"Messages": [message("d", STREAM) | {"Body": "what?"}]}],
+        "ChangeMessageVisibilityBatch": {},
+    }
+    views = mapping(other, **failing_to(FAILED)).model_copy(update={"name": "views"})
+    first, second = await rig.look(mapping(**failing_to(FAILED)), views)
+    assert rig.session.calls.count("ReceiveMessage") == 2
+    for place, count, others in ((first, 2, 1), (second, 1, 2)):
+        assert (place["total"], place["looked_at"], place["sample"]) == (4, 4, False)
+        assert place["note"] == f"{others} of those looked at are about other sources"
+        assert {one["what"]: one["count"] for one in place["groups"]} == {
+            "RetryAttemptsExhausted": count,
+            "unreadable": 1,
+        }
+
+
+async def test_where_nothing_is_ever_spooled_no_state_is_opened() -> None:
+    rig = Rig()
+    rig.spools, rig.state.broken = False, StoreError("the state is shared")
+    assert await rig.look(mapping()) == []
+
+
+@pytest.mark.parametrize("key", ["private/key", "aws/lambda/another/object", "aws/lambda"])
+async def test_of_a_bucket_nothing_is_shown_but_what_failed(key: str) -> None:
+    rig = Rig()
+    rig.session.replies = {"GetObject": {"Body": None}}
+    with pytest.raises(KeyError):
+        await show(f"objects:clicks:{key}", [mapping(**failing_to("arn:aws:s3:::failed"))], rig.looking)
+    assert rig.session.calls == []

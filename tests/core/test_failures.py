@@ -22,19 +22,20 @@ INFO = {
 
 
 @pytest.mark.parametrize(
-    ("body", "what", "message", "records", "shard"),
+    ("body", "what", "message", "records", "shard", "source"),
     [
-        (document(KinesisBatchInfo=INFO), "RetryAttemptsExhausted", "", 4, "s-1"),
+        (document(KinesisBatchInfo=INFO), "RetryAttemptsExhausted", "", 4, "s-1", "a"),
         (
             document(KinesisBatchInfo=INFO, responseContext={"functionError": "Unhandled"}),
             "RetryAttemptsExhausted (Unhandled)",
             "",
             4,
             "s-1",
+            "a",
         ),
         (
             document(
-                requestPayload={"Records": [{}, {}]},
+                requestPayload={"Records": [{"eventSourceARN": "b"}, {}]},
                 responseContext={"functionError": "Unhandled"},
                 responsePayload={"errorType": "OutOfStock", "errorMessage": "no stock of 7"},
             ),
@@ -42,15 +43,16 @@ INFO = {
             "no stock of 7",
             2,
             "given",
+            "b",
         ),
-        ("what?", UNREADABLE, "it is no JSON", 0, ""),
+        ("what?", UNREADABLE, "it is no JSON", 0, "", ""),
     ],
 )
 def test_a_document_is_named_by_its_error_or_by_why_it_was_given_up(
-    body: str, what: str, message: str, records: int, shard: str
+    body: str, what: str, message: str, records: int, shard: str, source: str
 ):
     failure = of_document("queue:clicks:m-1", body, 7.0, "given")
-    assert failure == Failure("queue:clicks:m-1", what, message, 7.0, records, shard)
+    assert failure == Failure("queue:clicks:m-1", what, message, 7.0, records, shard, source)
 
 
 def test_failures_that_look_alike_are_one_group_with_its_newest_and_its_oldest():
