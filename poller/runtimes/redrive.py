@@ -80,13 +80,21 @@ class Redrive:
     async def _send(self, messages: Sequence[dict[str, Any]]) -> list[str]:
         refused: list[str] = []
         stopped: set[str | None] = set()
+        taken = False
         # One by one where order matters: a batch may take the second of a group and not the first.
         for chunk in _chunks(messages, 1 if self._fifo else ENTRIES):
             group = _group(chunk[0]) if self._fifo else None
             if group is not None and group in stopped:
                 refused += [str(message["messageId"]) for message in chunk]
                 continue
-            failed = await self._send_few(chunk)
+            try:
+                failed = await self._send_few(chunk)
+            except AwsError:
+                # With nothing sent, what went wrong can be told, or waited for, without sending anything twice.
+                if not taken:
+                    raise
+                failed = [str(message["messageId"]) for message in chunk]
+            taken = taken or len(failed) < len(chunk)
             refused += failed
             if failed:
                 stopped.add(group)
@@ -94,13 +102,7 @@ class Redrive:
 
     async def _send_few(self, chunk: Sequence[dict[str, Any]]) -> list[str]:
         entries = [{"Id": str(at), **_sent(message, fifo=self._fifo)} for at, message in enumerate(chunk)]
-        try:
-            wanted = {"QueueUrl": self._url, "Entries": entries}
-            reply = await self._api("SendMessageBatch", wanted, CALL_TIMEOUT)
-        except AwsError:
-            if len(chunk) == 1 and not self._fifo:
-                raise
-            return [str(message["messageId"]) for message in chunk]
+        reply = await self._api("SendMessageBatch", {"QueueUrl": self._url, "Entries": entries}, CALL_TIMEOUT)
         taken = {entry.get("Id") for entry in reply.get("Successful") or ()}
         return [str(message["messageId"]) for at, message in enumerate(chunk) if str(at) not in taken]
 

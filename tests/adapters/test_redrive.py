@@ -97,11 +97,19 @@ async def test_large_messages_share_no_request() -> None:
     assert len([one for one in queue.calls if one[0] == "SendMessageBatch"]) == 2
 
 
-async def test_a_request_that_fails_names_its_messages() -> None:
+async def test_a_request_that_fails_after_others_names_its_messages_so_that_no_other_is_sent_twice() -> None:
     queue = Queue()
-    queue.errors = [None, Throttled("slow down")]
+    queue.errors = [None, None, Throttled("slow down")]
     redrive = Redrive("orders", "123456789012", queue.api, fifo=False)
-    assert await invoke(redrive, message("a"), message("b")) == failed("a", "b")
+    assert await invoke(redrive, *(message(letter * 600_000) for letter in "ab")) == failed("b" * 600_000)
+
+
+async def test_why_a_first_request_fails_is_told_however_many_messages_it_has() -> None:
+    queue = Queue()
+    queue.errors = [None, AccessDenied("no sqs:SendMessage", code="AccessDenied")]
+    redrive = Redrive("orders", "123456789012", queue.api, fifo=False)
+    denied = FunctionError("AccessDenied", "no sqs:SendMessage")
+    assert await invoke(redrive, message("a"), message("b")) == denied
 
 
 async def test_a_queue_out_of_reach_costs_no_attempt_and_a_denied_one_is_an_error() -> None:
@@ -127,7 +135,7 @@ async def test_of_a_fifo_group_nothing_overtakes_what_was_not_taken() -> None:
     assert await invoke(redrive, *messages) == failed("a1", "a2")
     assert [one["MessageBody"] for one in queue.sent] == ["a1", "b1", "b2"]
     queue.errors = [Throttled("slow down")]
-    assert await invoke(redrive, message("c", MessageGroupId="c")) == failed("c")
+    assert await invoke(redrive, message("c", MessageGroupId="c")) == Refused("slow down")
 
 
 @pytest.mark.parametrize(
