@@ -21,7 +21,7 @@ from poller.core.batch import BatchLimits
 from poller.core.filters import compile_filters
 from poller.core.pace import Allowance
 from poller.core.replay import DEFAULT_RETRIES, ReplayEnvelope, Tally, sequence_number
-from poller.core.replay_wish import bucket, places
+from poller.core.replay_wish import bucket, key_of, places
 from poller.core.retry import StreamPolicy
 from poller.engine import parts
 from poller.engine.invoker import Call, FunctionPlan, Invoker
@@ -257,9 +257,9 @@ def _passes(setting: Setting) -> Callable[[Record], bool]:
 
 def _wants(setting: Setting) -> Callable[[Record], bool]:
     """Whether a record is one of those that were asked for."""
-    wish = setting.wish
-    asked = compile_filters(wish.filters, setting.mapping.source)
-    return lambda record: wish.key in ("", record.key) and asked.match(record.event)
+    source, wish = setting.mapping.source, setting.wish
+    asked, key = compile_filters(wish.filters, source), key_of(wish, source)
+    return lambda record: key in ("", record.key) and asked.match(record.event)
 
 
 def _batch_size(setting: Setting) -> int:

@@ -70,7 +70,11 @@ def replay_command(
     ] = None,
     shard: Annotated[str | None, typer.Option(metavar="ID", help="Only this shard.")] = None,
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Only records of this partition key.")
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Only records of this partition key; of a table: of this item's Keys, as JSON.",
+        ),
     ] = None,
     filters: Annotated[
         list[str] | None,

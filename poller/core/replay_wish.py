@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import orjson
+
 from poller.core import seek
 from poller.core.filters import MAX_PATTERN_LENGTH, PatternError, compile_filters
 from poller.errors import ReplayRefused, SeekRefused
@@ -155,14 +157,28 @@ def check(wish: ReplayWish, source: Source, now: float, *, windows: bool, fifo: 
         places(wish, now)
     if wish.kind == "dead_letters" and source != "sqs":
         raise ReplayRefused("a stream has no dead-letter queue: replay from its on-failure destination")
-    if source == "sqs" and wish.key:
-        raise ReplayRefused("the messages of a queue have no partition key")
+    key_of(wish, source)
     if (fifo or wish.to_source) and (wish.batch_size or 1) > QUEUE_BATCH:
         raise ReplayRefused(f"batch_size: at most {QUEUE_BATCH} here")
     try:
         compile_filters(wish.filters, source)
     except PatternError as error:
         raise ReplayRefused(str(error)) from error
+
+
+def key_of(wish: ReplayWish, source: Source) -> str:
+    """The key that records must have, as they have it; empty for any. Raises ReplayRefused."""
+    if not wish.key or source == "kinesis":
+        return wish.key
+    if source == "sqs":
+        raise ReplayRefused("the messages of a queue have no partition key")
+    try:
+        keys = orjson.loads(wish.key)
+    except ValueError:
+        keys = None
+    if not isinstance(keys, dict):
+        raise ReplayRefused('key: must be the Keys of an item as JSON, such as {"id": {"S": "a"}}')
+    return orjson.dumps(keys, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def bucket(target: str) -> tuple[str, str]:

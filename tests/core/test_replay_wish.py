@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from poller.core.replay_wish import ReplayWish, bucket, check, parse, places
+from poller.core.replay_wish import ReplayWish, bucket, check, key_of, parse, places
 from poller.core.seek import Target
 from poller.errors import ReplayRefused
 
@@ -132,3 +132,22 @@ def test_a_wish_that_does_not_go_with_the_mapping_is_refused(
 )
 def test_a_wish_that_goes_with_the_mapping_passes(wish: dict[str, Any], source: Any):
     check(parse(wish), source, NOW, windows=False, fifo=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "source", "wanted"),
+    [
+        ("", "dynamodb", ""),
+        ("", "sqs", ""),
+        ('{"k"', "kinesis", '{"k"'),
+        ('{"sk": {"N": "3"}, "pk":{"S":"basket#7"}}', "dynamodb", '{"pk":{"S":"basket#7"},"sk":{"N":"3"}}'),
+    ],
+)
+def test_a_key_is_compared_as_records_have_it(key: str, source: Any, wanted: str):
+    assert key_of(parse(RANGE | {"key": key}), source) == wanted
+
+
+@pytest.mark.parametrize("key", ["basket#7", "[]", '{"pk"'])
+def test_a_key_of_a_table_must_be_json(key: str):
+    with pytest.raises(ReplayRefused, match="key: must be the Keys of an item as JSON"):
+        check(parse(RANGE | {"key": key}), "dynamodb", NOW, windows=False, fifo=False)
