@@ -137,7 +137,7 @@ async def _destination(mapping: Mapping, text: str, looking: Looking) -> Place:
         place = Place(mapping.name, "objects", f"s3://{bucket}/{prefix}")
         return await _guarded(place, partial(_look_into_bucket, place, bucket, prefix, mapping, looking))
     note = "it passes on what it gets: look where that goes"
-    return Place(mapping.name, "queue", text, note=note)
+    return Place(mapping.name, "elsewhere", text, note=note)
 
 
 async def _dead_letters(mapping: Mapping, looking: Looking) -> list[Place]:

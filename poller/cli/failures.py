@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _TITLES = {
     "queue": "on-failure queue",
     "objects": "on-failure bucket",
+    "elsewhere": "on-failure destination",
     "dead_letters": "dead-letter queue",
     "spool": "spooled for",
     "parked": "parked key",

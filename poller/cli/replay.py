@@ -94,7 +94,10 @@ def replay_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is, and do nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     resume: Annotated[
-        str | None, typer.Option(metavar="ID", help="Go on with a replay that was stopped or interrupted.")
+        str | None,
+        typer.Option(
+            metavar="ID", help="Go on with a replay that was stopped or interrupted, or follow one that runs."
+        ),
     ] = None,
     stop: Annotated[
         str | None, typer.Option(metavar="ID", help="Stop a replay whose command is gone.")
@@ -115,7 +118,12 @@ def replay_command(
             _stop(f"{page}/{stop}")
             return
         if resume is not None:
-            _run(page, f"{page}/{resume}/resume", None, as_json=as_json)
+            one = f"{page}/{resume}"
+            replay = ask(one)["answer"]
+            # One that runs although its command is gone is followed.
+            if replay["state"] != "running":
+                replay = _begun(f"{one}/resume", None)
+            _run(one, replay, as_json=as_json)
             return
         wish: dict[str, Any] = {
             "mapping": name or "",
@@ -130,7 +138,8 @@ def replay_command(
         _check(wish, twice=start is not None and from_sequence is not None)
         _look_first(page, wish, dry_run=dry_run, yes=yes)
         if not dry_run:
-            _run(page, page, wish, as_json=as_json)
+            replay = _begun(page, wish)
+            _run(f"{page}/{replay['id']}", replay, as_json=as_json)
     except _Failure as failure:
         typer.echo(f"poller replay: {failure}", err=True)
         raise typer.Exit(failure.code) from failure
@@ -206,12 +215,18 @@ def _show_list(page: str, *, as_json: bool) -> None:
         typer.echo("no replays")
 
 
-def _run(page: str, command: str, wish: dict[str, Any] | None, *, as_json: bool) -> None:
-    """Begin or go on, follow to the end, and report."""
+def _begun(command: str, wish: dict[str, Any] | None) -> dict[str, Any]:
+    try:
+        replay: dict[str, Any] = ask(command, post=True, body=wish)["answer"]
+    except KeyboardInterrupt:
+        raise _Failure("the daemon may have begun it all the same: poller replay --list tells", 1) from None
+    return replay
+
+
+def _run(one: str, replay: dict[str, Any], *, as_json: bool) -> None:
+    """Follow a replay to the end, and report."""
     from poller.cli.replay_report import how_far, report, went_well
 
-    replay = ask(command, post=True, body=wish)["answer"]
-    one = f"{page}/{replay['id']}"
     try:
         replay = _follow(one, replay)
     except KeyboardInterrupt:

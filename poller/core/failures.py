@@ -15,7 +15,7 @@ from poller.core.replay import read
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Where = Literal["queue", "objects", "dead_letters", "spool", "parked"]
+Where = Literal["queue", "objects", "elsewhere", "dead_letters", "spool", "parked"]
 #: Characters of a message that a group shows.
 MESSAGE = 300
 UNREADABLE = "unreadable"

@@ -197,7 +197,10 @@ async def test_a_destination_that_cannot_be_looked_into_says_why_and_harms_no_ot
 
 async def test_what_only_passes_on_is_named() -> None:
     (place,) = await Rig().look(mapping(**failing_to("arn:aws:sns:eu-west-1:123456789012:failed")))
-    assert place["note"] == "it passes on what it gets: look where that goes"
+    assert (place["where"], place["note"]) == (
+        "elsewhere",
+        "it passes on what it gets: look where that goes",
+    )
 
 
 async def test_a_queue_that_counts_receives_is_only_counted() -> None:

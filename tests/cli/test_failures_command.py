@@ -95,6 +95,7 @@ def test_where_nothing_waits_that_is_said(daemon: Daemon):
         ),
         ({"where": "parked", "name": "k"}, "clicks: parked key k: 3"),
         ({"where": "objects", "name": "s3://b/"}, "clicks: on-failure bucket s3://b/: 3"),
+        ({"where": "elsewhere", "name": "undo"}, "clicks: on-failure destination undo: 3"),
         ({"where": "dead_letters"}, "clicks: dead-letter queue arn:of:a:queue: 3"),
         ({"where": "spool"}, "clicks: spooled for arn:of:a:queue: 3"),
     ],

@@ -266,9 +266,29 @@ def test_ctrl_c_in_its_last_moment_finds_it_done(daemon: Daemon, monkeypatch: py
 
 
 def test_a_replay_is_gone_on_with_by_its_id(daemon: Daemon):
+    daemon.states = [shown("stopped"), shown()]
     result = run("--resume", "r1")
     assert result.exit_code == 0
-    assert daemon.asked[0] == ("/r1/resume", True, None)
+    assert daemon.asked[:2] == [("/r1", False, None), ("/r1/resume", True, None)]
+
+
+def test_a_replay_that_still_runs_is_followed(daemon: Daemon):
+    daemon.states = [shown("running"), shown("running"), shown()]
+    result = run("--resume", "r1")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "clicks: replay r1 is done")
+    assert daemon.asked == [("/r1", False, None)] * 3
+
+
+def test_ctrl_c_before_the_daemon_has_answered_says_that_it_may_have_begun(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(url: str, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replay, "ask", interrupted)
+    result = run("clicks", "--from-queue", QUEUE, "--yes")
+    line = "poller replay: the daemon may have begun it all the same: poller replay --list tells\n"
+    assert (result.exit_code, result.stderr) == (1, line)
 
 
 def test_the_daemons_own_words_can_be_had(daemon: Daemon):
