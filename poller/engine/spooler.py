@@ -182,6 +182,7 @@ class Spooler:
             self._full = True
             self.obstacle = f"the spool is full ({limits.entries:,} entries, {limits.size / 2**20:,.0f} MB)"
             return False
+        self._make_room()
         line.entries += 1
         with suppress(StoreError):
             await self._count()
@@ -195,6 +196,8 @@ class Spooler:
             async with self._turn:
                 while self._full:
                     await self._room.wait()
+                # Until whoever is let go has found out whether there is room for more.
+                self._full = True
 
     def why(self, name: str) -> str:
         """What the destination `name` said last; empty when nothing waits for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import pytest
@@ -402,6 +403,33 @@ async def test_shards_that_wait_for_room_are_let_go_as_it_is_made():
         assert sorted(sent(clicks), key=int) == [str(number) for number in range(1, 21)]
     # Not all of them at each entry that was removed.
     assert len(puts) <= 3 * 17
+
+
+class CountingSpool(StubbornSpool):
+    """Counts the puts for which there was no room."""
+
+    refused = 0
+
+    async def put(self, entries, limits):
+        taken = await super().put(entries, limits)
+        self.refused += not taken
+        return taken
+
+
+@virtual
+async def test_of_many_shards_that_wait_few_ask_for_each_bit_of_room_that_is_made():
+    store = MemoryStore()
+    store.spool = CountingSpool()
+    clicks = poisoned(stream=Stream(100), store=store, spool_limits=SpoolLimits(5, 2**20))
+    for shard in clicks.stream.listed:
+        clicks.stream.put(1, shard=shard)
+    async with clicks.running():
+        await anyio.sleep(20)
+        clicks.destination.broken = None
+        before, store.spool.before_put = store.spool.refused, partial(anyio.sleep, 0.05)
+        await anyio.sleep(70)
+        assert len(sent(clicks)) == len(set(sent(clicks))) == 100
+        assert store.spool.refused - before <= 150
 
 
 @virtual
