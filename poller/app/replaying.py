@@ -14,19 +14,20 @@ was at work when the daemon was killed is repeated.
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import anyio
-import orjson
 
 from poller.app.replay_sources import Progress
 from poller.core import replay_wish
+from poller.core.failure import encoded
 from poller.core.replay import Tally
 from poller.engine.child import leaf
-from poller.errors import PollerError, StoreError
+from poller.errors import PollerError, ReplayRefused, StoreError
 from poller.model import Checkpoint, Job
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Running:
         """As the store keeps it."""
         progress = self.progress
         shards = {name: asdict(one) for name, one in (progress.shards or {}).items()}
-        return orjson.dumps(
+        return encoded(
             {
                 "wish": self.wish.dump(),
                 "state": self.state,
@@ -124,8 +125,11 @@ class Running:
 
 
 def load(job: Job) -> Running:
-    """A replay from the store. One that ran when its daemon ended is interrupted."""
-    stored = orjson.loads(job.state)
+    """A replay from the store. One that ran when its daemon ended is interrupted.
+
+    Raises KeyError, TypeError, ValueError or ReplayRefused for what makes no sense.
+    """
+    stored = json.loads(job.state)
     kept = stored["progress"]
     progress = Progress(
         Tally.load(kept["tally"]),
@@ -202,7 +206,7 @@ class Replays:
         async with self._loading:
             if self._known is None:
                 stored = await (await self._store()).jobs()
-                mine = [load(job) for job in stored if job.id.startswith(PREFIX)]
+                mine = filter(None, (_loaded(job) for job in stored if job.id.startswith(PREFIX)))
                 self._known = {one.id: one for one in mine}
             return self._known
 
@@ -330,6 +334,15 @@ class Replays:
         except StoreError as error:
             # It goes on: what is not written is repeated at worst, and only after a kill.
             _log.warning("replay %s cannot be saved: %s", one.id, error)
+
+
+def _loaded(job: Job) -> Running | None:
+    """A replay from the store; None for one that makes no sense, which keeps no other from being run."""
+    try:
+        return load(job)
+    except (KeyError, TypeError, ValueError, ReplayRefused) as error:
+        _log.warning("%s cannot be read and is left alone: %r", job.id, error)
+        return None
 
 
 async def _all_done(running: list[Running]) -> None:

@@ -308,3 +308,27 @@ async def test_how_far_a_range_is_survives_being_kept() -> None:
     kept = load(job)
     assert kept.progress.shards == {"s-1": Checkpoint("7", 3)}
     assert kept.shown()["done"] == kept.progress.tally.done
+
+
+@virtual
+async def test_what_makes_no_sense_in_the_store_keeps_no_replay_from_being_run() -> None:
+    rig = Rig()
+    for number, state in enumerate((b"{}", b"[]", b"what?", b'{"wish": {}, "progress": {}}')):
+        await rig.store.jobs.save_job(Job(f"{PREFIX}{number}", state))
+    async with rig.running() as replays:
+        assert await replays.shown() == []
+        await replays.start(WISH, COUNT)
+        await anyio.sleep(20)
+        assert [one["state"] for one in await replays.shown()] == ["done"]
+
+
+@virtual
+async def test_an_odd_reason_for_its_end_is_kept_and_harms_nothing() -> None:
+    rig = Rig()
+    async with rig.running() as replays:
+        await replays.start(WISH, COUNT)
+        await settle_down()
+        rig.works[0].error = ZeroDivisionError("half \ud83d")
+        await anyio.sleep(5)
+        (one,) = (await rig.saved()).values()
+        assert (one.state, one.reason) == ("failed", "crashed: ZeroDivisionError: half \ud83d")
