@@ -152,7 +152,7 @@ class Daemon:
             resume_keys=self._resume_keys,
             seek=self._seek,
             replays=self._inquiry.replays(self._replays),
-            failures=self._inquiry.failures(),
+            failures=self._inquiry.failures(self._supervisor.put_down),
         )
         port = await tasks.start(serve, daemon.host, daemon.port, surface)
         host = f"[{daemon.host}]" if ":" in daemon.host else daemon.host

@@ -53,6 +53,8 @@ SMALL = 64 * 1024
 KEYS = 100
 #: Seconds in which one place is looked into.
 PATIENCE = 12.0
+#: What is in the spool, by where it is said to be.
+KINDS: dict[str, SpoolKind] = {"spool": "delivery", "parked": "parked"}
 #: The parts of a document that hold records.
 _PAYLOADS = ("payload", "requestPayload")
 
@@ -311,8 +313,8 @@ async def show(id_: str, mappings: Sequence[Mapping], looking: Looking) -> dict[
         mapping = next(mapping for mapping in mappings if mapping.name == name)
     except (ValueError, StopIteration) as error:
         raise ReplayRefused(str(error) or f"{id_}: there is no such mapping") from error
-    if where in ("spool", "parked"):
-        return await _show_entry(id_, mapping, "delivery" if where == "spool" else "parked", one, looking)
+    if where in KINDS:
+        return _told(id_, await _entry(id_, name, KINDS[where], one, await looking.around.state.spool()))
     if where == "objects":
         bucket = _destination_of(mapping, "s3").resource
         api = looking.around.session.cold("s3", mapping.region)
@@ -348,16 +350,16 @@ async def _show_message(id_: str, mapping: Mapping, where: str, one: str, lookin
     raise KeyError(id_)
 
 
-async def _show_entry(
-    id_: str, mapping: Mapping, kind: SpoolKind, number: str, looking: Looking
-) -> dict[str, Any]:
-    if not number.isdigit():
-        raise KeyError(id_)
-    spool = await looking.around.state.spool()
-    found = await spool.take(mapping.name, kind, after=int(number) - 1, limit=1)
-    if not found or found[0].number != int(number):
-        raise KeyError(id_)
-    (entry,) = found
+async def _entry(id_: str, mapping: str, kind: SpoolKind, number: str, spool: Spool) -> SpoolEntry:
+    """One entry of the spool; raises KeyError, StoreError."""
+    if number.isdigit():
+        found = await spool.take(mapping, kind, after=int(number) - 1, limit=1)
+        if found and found[0].number == int(number):
+            return found[0]
+    raise KeyError(id_)
+
+
+def _told(id_: str, entry: SpoolEntry) -> dict[str, Any]:
     at = datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return {
         "id": id_,
@@ -368,6 +370,33 @@ async def _show_entry(
         "errorMessage": entry.error_message,
         "body": _readable(entry.body),
     }
+
+
+async def discard(id_: str, looking: Looking) -> dict[str, Any]:
+    """Remove one entry of the spool for good, and return it as `show` does; its mapping must not be at work.
+
+    Raises ReplayRefused for what is no id of an entry, KeyError for what is not there (any more), StoreError.
+    """
+    where, name, one = _place_of(id_)
+    spool = await looking.around.state.spool()
+    entry = await _entry(id_, name, KINDS[where], one, spool)
+    await spool.remove(name, [entry.number])
+    return _told(id_, entry)
+
+
+def mapping_of(id_: str) -> str:
+    """The mapping of an entry of the spool; raises ReplayRefused for what is no id of one."""
+    return _place_of(id_)[1]
+
+
+def _place_of(id_: str) -> tuple[str, str, str]:
+    try:
+        where, name, one = split_id(id_)
+    except ValueError as error:
+        raise ReplayRefused(str(error)) from error
+    if where not in KINDS:
+        raise ReplayRefused("only what is spooled or parked can be discarded: delete others where they are")
+    return where, name, one
 
 
 def _readable(body: str | bytes) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from poller.config import Config, Mapping
     from poller.core.replay_wish import ReplayWish
 
+    #: As `poller.engine.supervisor.Supervisor.put_down`.
+    PutDown = Callable[[str], AbstractAsyncContextManager[None]]
+
+_log = logging.getLogger("poller")
+
 
 @dataclass(frozen=True, slots=True)
 class Present:
@@ -41,9 +47,18 @@ class Inquiry:
     def __init__(self, present: Callable[[], Present]) -> None:
         self._present = present
 
-    def failures(self) -> FailureSurface:
-        """The page of failures."""
-        return FailureSurface(self._look, self._show)
+    def failures(self, put_down: PutDown) -> FailureSurface:
+        """The pages of failures. `put_down` ends the work of a paused mapping for a while."""
+
+        async def discard(id_: str) -> object:
+            name = failing.mapping_of(id_)
+            self._named(name)
+            async with put_down(name):
+                discarded = await failing.discard(id_, self._looking())
+            _log.warning("%s: %s is discarded by command", name, id_)
+            return discarded
+
+        return FailureSurface(self._look, self._show, discard)
 
     def replays(self, replays: Replays) -> ReplaySurface:
         """The pages of replays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,30 +31,27 @@ def failures_command(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME | show ID]",
-            help="Only this mapping; or `show` and the id of one failure.",
+            metavar="[NAME | show ID | discard ID]",
+            help="Only this mapping; or `show` or `discard` and the id of one failure.",
             show_default=False,
         ),
     ] = None,
     id_: Annotated[str | None, typer.Argument(metavar="", hidden=True, show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it is discarded.")] = False,
     config: ConfigFile = Path("poller.toml"),
     url: Url = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the daemon says.")] = False,
 ) -> None:
     """Show what waits in on-failure destinations, dead-letter queues, the spool and parked keys, grouped by error. `show ID`
-    prints one in full, with its records."""
+    prints one in full, with its records; `discard ID` prints and removes one that is spooled or parked, of a paused mapping."""
     page = f"{address(config, url)}/failures"
     try:
-        if id_ is not None and name != "show":
-            raise WrongWish("say poller failures NAME, or poller failures show ID")
         if id_ is not None:
-            typer.echo(
-                json.dumps(ask(f"{page}?id={quote(id_, safe='')}")["answer"], indent=2, ensure_ascii=False)
-            )
+            _echo(_one(page, name or "", id_, yes=yes))
             return
         places = ask(page if name is None else f"{page}?mapping={quote(name, safe='')}")["answer"]
         if as_json:
-            typer.echo(json.dumps(places, indent=2, ensure_ascii=False))
+            _echo(places)
         else:
             _print(places)
     except WrongWish as error:
@@ -62,6 +60,28 @@ def failures_command(
     except DaemonError as error:
         typer.echo(f"poller failures: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def _one(page: str, verb: str, id_: str, *, yes: bool) -> Any:
+    """One failure, shown or discarded."""
+    query = f"?id={quote(id_, safe='')}"
+    match verb:
+        case "show":
+            return ask(f"{page}{query}")["answer"]
+        case "discard":
+            if not yes:
+                if not sys.stdin.isatty():
+                    raise WrongWish("there is no terminal to ask on: look at it with show, then say --yes")
+                _echo(ask(f"{page}{query}")["answer"])
+                typer.confirm("discard it for good?", abort=True)
+            return ask(f"{page}/discard{query}", post=True)["answer"]
+        case _:
+            raise WrongWish("say poller failures NAME, or poller failures show ID, or discard ID")
+
+
+def _echo(value: Any) -> None:
+    # Half a surrogate pair, which a function may have said, keeps its escape.
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
 
 
 def _print(places: list[dict[str, Any]]) -> None:

@@ -47,6 +47,7 @@ POST /replays                  begin one: {"mapping": "orders", "kind": "queue",
 POST /replays/{id}/stop        end one; what it has at work is done first
 POST /replays/{id}/resume      go on with one where it was
 GET  /failures                 what waits because it failed (?mapping=NAME), or one of it (?id=ID)
+POST /failures/discard         remove what is spooled or parked, of a paused mapping (?id=ID)
 """
 
 

@@ -346,3 +346,29 @@ async def test_of_a_bucket_nothing_is_shown_but_what_failed(key: str) -> None:
     with pytest.raises(KeyError):
         await show(f"objects:clicks:{key}", [mapping(**failing_to("arn:aws:s3:::failed"))], rig.looking)
     assert rig.session.calls == []
+
+
+async def test_one_entry_of_the_spool_is_discarded_for_good_and_told_of_once_more() -> None:
+    rig = Rig()
+    await rig.put("parked", "customer 7", 3)
+    shown = await show("parked:clicks:2", [mapping()], rig.looking)
+    assert failing.mapping_of("parked:clicks:2") == "clicks"
+    assert await failing.discard("parked:clicks:2", rig.looking) == shown
+    with pytest.raises(KeyError):
+        await failing.discard("parked:clicks:2", rig.looking)
+    with pytest.raises(KeyError):
+        await failing.discard("spool:clicks:1", rig.looking)
+    left = await rig.state.store.spool.take("clicks", "parked")
+    assert [entry.number for entry in left] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("id_", "line"),
+    [
+        ("queue:clicks:m-1", "only what is spooled or parked can be discarded: delete others where they are"),
+        ("nonsense", "an id is as `poller failures` shows it"),
+    ],
+)
+async def test_nothing_else_is_discarded(id_: str, line: str) -> None:
+    with pytest.raises(ReplayRefused, match=line):
+        failing.mapping_of(id_)

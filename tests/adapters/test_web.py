@@ -49,7 +49,11 @@ class Daemon:
                 stop=partial(self._replay, "stop"),
                 resume=partial(self._replay, "resume"),
             ),
-            failures=FailureSurface(look=self._look, show=partial(self._replay, "show")),
+            failures=FailureSurface(
+                look=self._look,
+                show=partial(self._replay, "show"),
+                discard=partial(self._replay, "discard"),
+            ),
         )
         self.sought: list[tuple[str, str | None, bool]] = []
 
@@ -475,3 +479,15 @@ async def test_a_failure_that_is_not_there_says_so() -> None:
     daemon.error = KeyError("queue:orders:m-1")
     async with running(daemon.surface) as client, client.get("/failures?id=queue:orders:m-1") as reply:
         assert (reply.status, await reply.json()) == (404, {"error": "there is no 'queue:orders:m-1'"})
+
+
+async def test_one_that_waits_is_discarded_by_its_id_and_by_no_web_page() -> None:
+    daemon = Daemon()
+    async with running(daemon.surface) as client:
+        page = "/failures/discard?id=parked:clicks:7"
+        async with client.post(page) as reply:
+            assert reply.status == 403
+        assert daemon.calls == []
+        async with client.post(page, headers=GUARD) as reply:
+            assert await reply.json() == {"answer": {"id": "parked:clicks:7"}}
+    assert daemon.calls == [("discard", "parked:clicks:7")]

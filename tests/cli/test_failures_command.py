@@ -52,8 +52,8 @@ class Daemon:
         self.error: Exception | None = None
         self.answer: Any = [place(), place(name="empty", total=0, groups=[])]
 
-    def __call__(self, url: str) -> Any:
-        self.asked.append(url.removeprefix(PAGE))
+    def __call__(self, url: str, *, post: bool = False) -> Any:
+        self.asked.append("POST " * post + url.removeprefix(PAGE))
         if self.error:
             raise self.error
         return {"answer": self.answer}
@@ -129,7 +129,13 @@ def test_one_failure_is_shown_in_full(daemon: Daemon):
 @pytest.mark.parametrize(
     ("arguments", "error", "code", "line"),
     [
-        (("clicks", "x"), None, 2, "say poller failures NAME, or poller failures show ID"),
+        (("clicks", "x"), None, 2, "say poller failures NAME, or poller failures show ID, or discard ID"),
+        (
+            ("discard", "parked:clicks:1"),
+            None,
+            2,
+            "there is no terminal to ask on: look at it with show, then say --yes",
+        ),
         (("clicks",), WrongWish("no mapping is named 'clicks'"), 2, "no mapping is named 'clicks'"),
         (("clicks",), DaemonError("no daemon answers"), 1, "no daemon answers"),
     ],
@@ -140,3 +146,29 @@ def test_what_cannot_be_is_said_in_one_line(
     daemon.error = error
     result = run(*arguments)
     assert (result.exit_code, result.stderr) == (code, f"poller failures: {line}\n")
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1)])
+def test_what_is_to_be_discarded_is_shown_and_asked_about(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+):
+    class Sys:
+        class stdin:
+            @staticmethod
+            def isatty() -> bool:
+                return True
+
+    monkeypatch.setattr(failures, "sys", Sys)
+    daemon.answer = {"id": "parked:clicks:1"}
+    result = CliRunner().invoke(app, ["failures", "discard", "parked:clicks:1"], input=answer)
+    assert result.exit_code == code
+    asked = ["?id=parked%3Aclicks%3A1", "POST /discard?id=parked%3Aclicks%3A1"]
+    assert daemon.asked == (asked if code == 0 else asked[:1])
+    assert "discard it for good? [y/N]" in result.stdout
+
+
+def test_what_was_discarded_is_printed(daemon: Daemon):
+    daemon.answer = {"id": "parked:clicks:1", "body": "half \ud83d"}
+    result = run("discard", "parked:clicks:1", "--yes")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, daemon.answer)
+    assert daemon.asked == ["POST /discard?id=parked%3Aclicks%3A1"]

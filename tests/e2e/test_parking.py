@@ -187,3 +187,25 @@ def test_ten_thousand_parked_records_fill_the_spool_and_not_the_memory(
     print(f"10,000 parked records taken up in {took:.1f} s; {grown / 2**20:.0f} MiB more")
     assert grown < 64 * 2**20
     assert in_order(ledger.records)
+
+
+def test_a_record_that_never_will_succeed_is_discarded_and_its_key_goes_on(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    stream = DataStream(emulator.endpoint_url)
+    daemon = Daemon(tmp_path, emulator.endpoint_url, parking(stream, park_probe_interval_in_seconds="0"))
+    stream.put(["a-0!", "a-1", "a-2", "b-0"])
+    with running(daemon):
+        until(lambda: (daemon.status()["work"]["parked"] or {}).get("records") == 3, "the key is parked")
+        (place,) = json.loads(poller(tmp_path, "failures", "--json").stdout)
+        bad = next(one["newest_id"] for one in place["groups"] if one["what"] == "ValueError")
+        refused = poller(tmp_path, "failures", "discard", bad, "--yes")
+        assert (refused.returncode, "not paused: poller pause work" in refused.stderr) == (1, True)
+        assert poller(tmp_path, "pause", "work").returncode == 0
+        gone = poller(tmp_path, "failures", "discard", bad, "--yes")
+        assert (gone.returncode, json.loads(gone.stdout)["key"]) == (0, "a")
+        assert poller(tmp_path, "resume", "work").returncode == 0
+        until(lambda: (daemon.status()["work"]["parked"] or {}).get("records") == 2, "it is gone")
+        resumed = poller(tmp_path, "resume", "work", "--key", "a")
+        assert resumed.stdout == 'work: key "a" is free again, 2 records handled\n', resumed.stderr
+        assert in_order(Ledger(tmp_path / "ledger").look().records)
