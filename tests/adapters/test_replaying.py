@@ -249,8 +249,6 @@ async def test_a_replay_that_cannot_be_opened_says_why_and_can_be_resumed() -> N
 
 @virtual
 async def test_a_bug_ends_one_replay_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    # What is captured goes from one process of the tests to another, as UTF-8.
-    caplog.set_level("CRITICAL", logger="poller.replay")
     rig = Rig()
     async with rig.running() as replays:
         first = (await replays.start(WISH, COUNT))["id"]
@@ -326,6 +324,8 @@ async def test_what_makes_no_sense_in_the_store_keeps_no_replay_from_being_run()
 
 @virtual
 async def test_an_odd_reason_for_its_end_is_kept_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    # What is captured goes from one process of the tests to another, as UTF-8.
+    caplog.set_level("CRITICAL", logger="poller.replay")
     rig = Rig()
     async with rig.running() as replays:
         await replays.start(WISH, COUNT)
