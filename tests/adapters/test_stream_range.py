@@ -227,6 +227,7 @@ async def test_a_shard_that_cannot_be_opened_is_tried_again_and_one_that_is_gone
             await reader.receive(1, 200.0)
         assert data(await reader.receive(1, 200.0)) == ["a"]
     rig.fake.shards.clear()
+    rig.fake.add()
     async with source.open(shard, StartAt()) as reader:
         assert await reader.receive(1, 200.0) == ()
         assert reader.ended
