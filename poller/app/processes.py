@@ -82,7 +82,12 @@ class Processes:
         tries = 0
         while not self._stopping.is_set():
             began = anyio.current_time()
-            code = await self._run_once(number)
+            try:
+                code = await self._run_once(number)
+                how = f"ended with {code}"
+            except OSError as error:
+                # No memory for one more, say: the others have theirs.
+                code, how = 1, f"cannot be started: {error}"
             if self._stopping.is_set():
                 self._code = self._code or (1 if code else 0)
                 return
@@ -93,7 +98,7 @@ class Processes:
                 return
             tries = 0 if anyio.current_time() - began > SETTLED else tries + 1
             pause = backoff(tries, random.random())
-            _log.warning("process %d ended with %d; started again in %.1f s", number, code, pause)
+            _log.warning("process %d %s; started again in %.1f s", number, how, pause)
             with anyio.move_on_after(pause):
                 await self._stopping.wait()
 
