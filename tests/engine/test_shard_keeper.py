@@ -490,6 +490,30 @@ async def test_a_new_shard_begins_with_its_own_checkpoint_saved_whatever_else_be
 
 
 @virtual
+async def test_neither_is_a_new_shard_begun_unsaved_by_another_that_ends():
+    store = FailingStore()
+    clicks = Clicks(store=store)
+    quick = store.save
+
+    async def save(*arguments):
+        await anyio.sleep(1.0)
+        return await quick(*arguments)
+
+    async with clicks.running():
+        await anyio.sleep(shard_keeper.DISCOVERY - 0.5)
+        store.save = save
+        clicks.stream.split("shard-000")
+        await anyio.sleep(0.2)
+        new = clicks.stream.create()
+        clicks.stream.put(shard=new)
+        await anyio.sleep(1.0)
+        assert len(clicks.stream.opened) == 3
+        assert clicks.ids == []
+        await anyio.sleep(2.0)
+        assert clicks.ids == ["1"]
+
+
+@virtual
 async def test_a_stop_does_not_wait_for_the_first_checkpoint_of_a_new_shard():
     store = FailingStore()
     clicks = Clicks(store=store)
