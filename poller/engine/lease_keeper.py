@@ -566,6 +566,7 @@ class LeaseKeeper:
         if holding.draining:
             holding.draining.cancel()
         del self._held[holding.lease.key]
+        self._heirs.pop(holding.lease.key, None)
         if not self._held:
             self._works("renewal")
         holding.tenant.evict()

@@ -546,6 +546,30 @@ async def test_a_lease_that_another_has_is_dropped_at_the_next_look_or_renewal()
 
 
 @virtual
+async def test_who_was_to_have_a_lease_that_is_lost_meanwhile_is_not_who_has_it_the_next_time():
+    table = Table(2)
+    async with Member("w1", table).running() as one:
+        await anyio.sleep(5.0)
+        async with Member("w2", table).running():
+            await anyio.sleep(1.0)
+            for reading in one.readings:
+                reading.batch = 3.0 if reading.lease.shard == "s0" else 0.0
+            one.keeper.withdraw("clicks")
+            await anyio.sleep(2.0)
+            table.steal("s0", "w9")
+            await anyio.sleep(2.0)
+            assert one.shards == set()
+        one.keeper.enlist("clicks", one._open)
+        await anyio.sleep(4 * FAILOVER_TIME)
+        table.steal("s1", "w9")
+        await anyio.sleep(2.0)
+        assert one.shards == {"s0"}
+        one.keeper.withdraw("clicks")
+        await anyio.sleep(3.0)
+        assert table.owners() == {"s0": "", "s1": "w9"}, "w2 has gone"
+
+
+@virtual
 async def test_a_lease_that_is_lost_while_it_is_drained_is_not_released():
     table = Table(1)
     one = Member("w1", table)
