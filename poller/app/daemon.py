@@ -134,7 +134,15 @@ class Daemon:
 
     def _around(self, config: Config, session: AwsSession) -> Surroundings:
         close_timeout = give_back_reserve(config.daemon.shutdown_timeout)
-        return Surroundings(session, self._observer, self._world, close_timeout, self._state, self._streams)
+        return Surroundings(
+            session,
+            self._observer,
+            self._world,
+            close_timeout,
+            self._state,
+            self._streams,
+            lambda: self._functions,
+        )
 
     async def _listen(self, tasks: TaskGroup) -> None:
         daemon = self._config.daemon

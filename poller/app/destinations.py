@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from poller.errors import PollerError
 from poller.model import NotInvoked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from poller.app.functions import Loaded
     from poller.aws.session import AwsSession
     from poller.config import Mapping
@@ -70,8 +72,14 @@ def functions_of(mapping: Mapping, loaded: dict[str, Loaded]) -> tuple[Loaded, .
     return tuple(loaded[name] for name in names if name in loaded)
 
 
-def former(text: str, mapping: Mapping, outside: Outside) -> Destination:
-    """The destination that `mapping` names or has named so; raises PollerError when there is none any more."""
+def former(
+    text: str, mapping: Mapping, outside: Outside, present: Callable[[], dict[str, Loaded]]
+) -> Destination:
+    """The destination that `mapping` names or has named so; raises PollerError when there is none any more.
+
+    Its function may be another mapping's by now, and so it is looked for among those that are `present`.
+    """
+    outside = replace(outside, loaded=present())
     if text == destination_function(text) and text not in outside.loaded:
         raise PollerError(f"function {text} is in use no more: name it in a destination_config again")
     return _destination(text, mapping, outside)

@@ -22,7 +22,7 @@ from poller.model import StartAt
 from poller.sources.sqs import API_BATCH, QueueId, SqsSource
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from poller.app.functions import Loaded
@@ -51,6 +51,8 @@ class Surroundings:
     """Seconds that a reader has for giving its records back at the deadline of a stop, and a stream for its checkpoints."""
     state: State
     known_streams: Streams
+    functions: Callable[[], dict[str, Loaded]]
+    """Those in use at the moment: a reload replaces them."""
 
     @property
     def shared(self) -> streams.Shared:
@@ -66,7 +68,7 @@ def specs(config: Config, loaded: dict[str, Loaded], around: Surroundings) -> li
 def _spec(mapping: Mapping, config: Config, loaded: dict[str, Loaded], around: Surroundings) -> MappingSpec:
     function = loaded[mapping.function]
     outside = destinations.Outside(loaded, around.session, around.observer, around.world)
-    named = partial(destinations.former, mapping=mapping, outside=outside)
+    named = partial(destinations.former, mapping=mapping, outside=outside, present=around.functions)
     spooler = spooling.spooler(mapping, config, around.state, named, around.observer, around.world)
 
     @asynccontextmanager

@@ -273,6 +273,8 @@ class Spooler:
 
     def _tell_failure(self, line: _Line, error: PollerError, pause: float) -> None:
         line.why = str(error)
+        # What it is made of may have been replaced meanwhile, such as a function by a reload.
+        line.destination = None
         if isinstance(error, StoreError):
             self._observer.trouble(Trouble(self._plan.mapping, line.why, pause))
         else:

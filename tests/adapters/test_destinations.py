@@ -31,6 +31,7 @@ from poller.errors import (
     BadReply,
     DocumentTooLarge,
     FunctionFailed,
+    PollerError,
     RequestRefused,
     ResourceNotFound,
     ServiceFault,
@@ -421,3 +422,17 @@ async def test_a_function_of_the_daemon_without_a_place_has_not_taken_it_and_say
         with anyio.fail_after(5), pytest.raises(FunctionFailed, match=why):
             await route.destination.send(failure())
         assert loaded["undo"].slots.waiting == 0
+
+
+async def test_a_former_destination_is_what_its_function_is_by_now(session: AwsSession) -> None:
+    config = parse(UNDO.format(destination="arn:aws:s3:::done"), where="f", environ={}, now=0)
+    before = functions.load(config, Places(10), {}, {}, lambda: session)
+    world = World(wall=lambda: AT, chance=lambda: 0.5, request_id=lambda: "r-1")
+    outside = destinations.Outside(before, session, Recorder(), world)
+    present = before
+    make = partial(destinations.former, "undo", config.mappings[0], outside, lambda: present)
+    with pytest.raises(PollerError, match="function undo is in use no more: name it in a destination_config"):
+        make()
+    both = parse(UNDO.format(destination="undo"), where="f", environ={}, now=0)
+    present = functions.load(both, Places(10), {}, {}, lambda: session)
+    await make().send(failure())

@@ -263,6 +263,22 @@ async def test_what_was_meant_for_another_destination_goes_there_and_holds_up_no
 
 
 @virtual
+async def test_a_destination_that_was_replaced_by_another_of_its_name_is_found():
+    clicks = poisoned()
+    before, now = MemoryDestination(), MemoryDestination()
+    before.broken = DOWN
+    entry = spooled.entry(delivery_of({"for": "old"}), "arn:old", 1.0)
+    await clicks.store.spool.put([entry], clicks.spool_limits)
+    clicks.others["arn:old"] = before
+    async with clicks.running():
+        await anyio.sleep(10)
+        clicks.others["arn:old"] = now
+        await anyio.sleep(70)
+        assert [one.document for one in now.deliveries] == [{"for": "old"}]
+        assert clicks.spooler.status() == ()
+
+
+@virtual
 async def test_what_makes_no_sense_is_kept_and_said():
     clicks = poisoned()
     entry = spooled.entry(delivery_of({}), FAILED_ARN, 1.0)
