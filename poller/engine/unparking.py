@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 #: Keys that are taken up beside each other at most.
 KEYS_AT_A_TIME = 4
-#: Entries that one look brings: their bodies are all in memory, whatever the batch takes of them.
+#: Entries that one look brings at most: their bodies are all in memory, whatever the batch takes of them.
 LOOK = 32
 #: Seconds between two reads of the exact counts.
 REFRESH = 5.0
@@ -255,8 +255,11 @@ class Unparking:
         entries: deque[SpoolEntry] = deque()
         records: list[Record] = []
         room = self._limits.size - ENVELOPE_SIZE
+        parked = self._parking.keys[key]
+        average = max(1, parked.size // max(1, parked.entries))
         while len(entries) < size:
-            asked = min(LOOK, size - len(entries))
+            # Of large ones no more than may fit.
+            asked = min(LOOK, size - len(entries), max(1, room // average))
             found = await self._parking.take(key, after=entries[-1].number if entries else 0, limit=asked)
             for entry in found:
                 record = self._parking.record(entry)

@@ -13,7 +13,7 @@ from poller.errors import StoreError
 from poller.model import Dropped, Invoked, Parked, Settled, SpoolLimits, Trouble
 from poller.stores.memory import MemoryStore
 from tests.engine.fakes import BUSY, ERROR, OK, Function, failing, settle_down, virtual
-from tests.engine.stream_fakes import Clicks, Stream
+from tests.engine.stream_fakes import Clicks, Envelope, Stream
 
 MB = 2**20
 #: Longer than any pause of a batch or of a probe.
@@ -479,3 +479,24 @@ async def test_ten_thousand_parked_records_are_never_in_memory_together():
     assert clicks.spool.peak_taken <= 32
     assert max(len(call.ids) for call in clicks.function.calls) <= clicks.batch_size
     assert {fact.shard for fact in clicks.observer.of(Invoked)} == {"shard-000"}
+
+
+class Padded(Envelope):
+    """Packs a record into as many bytes as it has."""
+
+    def pack(self, record):
+        return super().pack(record).ljust(record.size)
+
+
+@virtual
+async def test_of_large_parked_records_no_more_are_in_memory_than_fit_an_event():
+    poison = Poison("1")
+    clicks = parking(poison, envelope=Padded(), batch_size=100)
+    clicks.stream.put(40, size=MB)
+    async with worked(clicks) as keeper:
+        poison.mend()
+        (resumed,) = await keeper.unparking.resume("k")
+        assert (resumed.state, resumed.records) == ("free", 40)
+    assert poison.handled == [str(number) for number in range(1, 41)]
+    assert max(len(call.ids) for call in clicks.function.calls) == 5
+    assert clicks.spool.peak_taken <= 6
