@@ -45,8 +45,9 @@ MESSAGES = 100
 OBJECTS = 50
 ENTRIES = 1_000
 COUNTED = 10_000
-#: Entries that are taken from the spool at a time: their bodies may be large.
+#: Entries, and about the bytes of their bodies, that are taken from the spool at a time.
 TAKEN = 50
+BYTES = 16 * 2**20
 #: Bytes of a spooled delivery that is looked into.
 SMALL = 64 * 1024
 #: Parked keys that are listed.
@@ -282,8 +283,9 @@ async def _look_into_spool(place: Place, line: SpoolTotals, spool: Spool, places
     most = max(1, min(ENTRIES, ENTRIES // places))
     failures: list[Failure] = []
     after = 0
+    taken = max(1, min(TAKEN, BYTES * line.entries // max(1, line.size)))
     while len(failures) < most:
-        limit = min(TAKEN, most - len(failures))
+        limit = min(taken, most - len(failures))
         entries = await spool.take(place.mapping, line.kind, key=line.key, after=after, limit=limit)
         failures += [_of_entry(place, entry) for entry in entries]
         if len(entries) < limit:

@@ -74,6 +74,9 @@ class FailedQueue:
         if others <= 0 or now - since > self._reader.visibility_timeout + GRACE:
             # What we hold ourselves comes to an end in our own hands.
             self.ended = not self._held
+            self.note = (
+                f"{others} messages that somebody else has received did not come back" if others > 0 else ""
+            )
             if visible and self._kept:
                 self.note = f"{visible} messages wait behind those that stay, in their groups"
             return

@@ -121,6 +121,7 @@ async def test_they_are_not_waited_for_longer_than_the_queue_hides_them():
         while not box.ended:
             assert await box.take(10) == ()
         assert 20 < anyio.current_time() - began < 30
+        assert box.note == "1 messages that somebody else has received did not come back"
 
 
 @virtual
