@@ -271,10 +271,14 @@ async def _spooled(mapping: Mapping, looking: Looking) -> list[Place]:
     except StoreError as error:
         return [Place(mapping.name, "spool", "", note=str(error))]
     places: list[Place] = []
-    for line in totals[:KEYS]:
+    listed, more = totals[:KEYS], totals[KEYS:]
+    for line in listed:
         where: Where = "spool" if line.kind == "delivery" else "parked"
         place = Place(mapping.name, where, line.key, line.entries)
-        places.append(await _guarded(place, partial(_look_into_spool, place, line, spool, len(totals))))
+        places.append(await _guarded(place, partial(_look_into_spool, place, line, spool, len(listed))))
+    if more:
+        waiting = sum(line.entries for line in more)
+        places.append(Place(mapping.name, "parked", f"({len(more):,} more)", waiting))
     return places
 
 

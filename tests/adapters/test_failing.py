@@ -144,6 +144,21 @@ async def test_of_very_many_only_a_sample_is_looked_at(monkeypatch: pytest.Monke
     assert [place["looked_at"] for place in await rig.look(mapping())] == [30, 30]
 
 
+async def test_keys_that_are_too_many_to_be_listed_are_told_of_as_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(failing, "KEYS", 2)
+    rig = Rig()
+    for key in "abcd":
+        await rig.put("parked", key, 3)
+    places = await rig.look(mapping())
+    assert [(one["name"], one["total"], one["looked_at"]) for one in places] == [
+        ("a", 3, 3),
+        ("b", 3, 3),
+        ("(2 more)", 6, 0),
+    ]
+
+
 async def test_one_that_waits_is_shown_in_full_with_what_is_json_in_it() -> None:
     rig = Rig()
     await rig.put("parked", "customer 7", 2)
