@@ -122,19 +122,21 @@ class Outlet:
                 obstacle = overflow.spooler.obstacle
             pause = backoff(tries, self._world.chance())
             if overflow and obstacle and overflow.holds:
-                await self._wait_for_room(delivery, overflow, pause)
+                await self._wait_for_room(delivery, overflow, pause, puts=tries + 1 >= overflow.attempts)
             elif (error := await self._try(delivery, obstacle, pause)) is None:
                 return True
             if not self._door.is_open:
                 return False
             tries += 1
 
-    async def _wait_for_room(self, delivery: Delivery, overflow: Overflow, pause: float) -> None:
+    async def _wait_for_room(
+        self, delivery: Delivery, overflow: Overflow, pause: float, *, puts: bool
+    ) -> None:
         """Wait behind what is spooled: to try the destination here would be to overtake that."""
         spooler = overflow.spooler
         self._wait(delivery, spooler.obstacle, spooler.why(overflow.name))
         self._observer.trouble(Trouble(delivery.mapping, self.waiting, pause))
-        await self._door.unless_closed(partial(spooler.room, pause))
+        await self._door.unless_closed(partial(spooler.room, overflow.name, pause, puts=puts))
 
     async def _try(self, delivery: Delivery, obstacle: str, pause: float) -> str | None:
         """Send once, None when it was taken; else, after the pause that follows, why it was not."""

@@ -188,16 +188,19 @@ class Spooler:
             await self._count()
         return True
 
-    async def room(self, longest: float) -> None:
-        """Return when there may be room again, or after `longest` seconds."""
+    async def room(self, name: str, longest: float, *, puts: bool) -> None:
+        """Return when there may be room again for the destination `name`, or after `longest` seconds.
+
+        `puts` says that a put follows even if nothing waits for the destination any more.
+        """
         with anyio.move_on_after(longest):
             if self._broken:
                 await anyio.sleep_forever()
             async with self._turn:
                 while self._full:
                     await self._room.wait()
-                # Until whoever is let go has found out whether there is room for more.
-                self._full = True
+                # Until whoever is let go has found out, with its put, whether there is room for more.
+                self._full = puts or self.holds(name)
 
     def why(self, name: str) -> str:
         """What the destination `name` said last; empty when nothing waits for it."""

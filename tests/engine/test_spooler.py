@@ -449,6 +449,24 @@ async def test_of_many_shards_that_wait_few_ask_for_each_bit_of_room_that_is_mad
 
 
 @virtual
+async def test_when_nothing_is_spooled_any_more_nobody_waits_for_room():
+    clicks = poisoned(stream=Stream(40), spool_limits=SpoolLimits(1, 2**20), spool_after=50)
+    first = delivery_of({"KinesisBatchInfo": {"startSequenceNumber": "0"}})
+    await clicks.store.spool.put([spooled.entry(first, FAILED_ARN, 1.0)], clicks.spool_limits)
+    for shard in clicks.stream.listed:
+        clicks.stream.put(1, shard=shard)
+    async with clicks.running():
+        await anyio.sleep(1000)
+        clicks.destination.broken = None
+        times = []
+        for _ in range(60):
+            await anyio.sleep(1)
+            times += [anyio.current_time()] * (len(sent(clicks)) - len(times))
+        assert len(times) == 41
+        assert times[-1] - times[0] <= 1
+
+
+@virtual
 async def test_a_pause_ends_the_wait_for_room_and_the_batch_is_tried_again_afterwards():
     clicks = poisoned(spool_limits=SpoolLimits(1, 2**20))
     clicks.stream.put(2)
