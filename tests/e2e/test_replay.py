@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 #: Failed records; the long run has 10,000.
 RECORDS = int(os.environ.get("POLLER_E2E_REPLAY", "1500"))
 BATCH = 50
-RATE = 500
+RATE = 500 if RECORDS >= 10_000 else 150
 
 
 class Live:
