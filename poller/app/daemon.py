@@ -172,8 +172,9 @@ class Daemon:
         gc.collect()
         gc.freeze()
         # A busy daemon makes many objects and few cycles: with the defaults it would be looked through far too often. One page
-        # of a DynamoDB stream is a hundred thousand objects, which are gone before there are twice as many.
-        gc.set_threshold(200_000, 20, 50)
+        # of a DynamoDB stream is fifty thousand objects of the kind that is counted, a few pages are worked on at a time, and
+        # they are gone before there are twice as many.
+        gc.set_threshold(400_000, 20, 50)
         self._ready = True
         self._systemd.ready()
         down = self._supervisor.down()

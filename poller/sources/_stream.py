@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 #: Records, and bytes of them, that are built before other tasks have their turn: a few milliseconds.
 BUILT_AT_ONCE = 500
-BUILT_BYTES = 2**20
+BUILT_BYTES = 2**19
 #: Seconds for which a listing of the shards serves all mappings of a stream.
 LISTING_LIFE = 1.0
 
