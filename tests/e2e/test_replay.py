@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
