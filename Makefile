@@ -15,7 +15,7 @@ demo: $(RUNTIME_STAMP)  ## the emulator, some traffic and the real daemon, live;
 test: lint types cover  ## all that CI runs
 
 unit: $(STAMP)  ## the quick part: no server, no process
-	$(BIN)/python -m pytest tests/core tests/engine tests/config -m "not slow" -q
+	$(BIN)/python -m pytest -n 2 tests/core tests/engine tests/config -m "not slow" -q
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
