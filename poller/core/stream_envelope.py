@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 #: A member of ours in records of the wire that come out of an aggregate: the sub-sequence number of the checkpoint behind them.
 SUB_SEQUENCE_NUMBER = "SubSequenceNumber"
+#: Members of a record of DynamoDB as it comes from the service, with no identity.
+_MEMBERS = 6
+_TIME = b'"ApproximateCreationDateTime":'
+_DIGITS = re.compile(rb"[\d.eE+-]+")
 
 
 class KinesisEnvelope:
@@ -203,12 +207,6 @@ class DynamoDbEnvelope:
         # The wire may spell the time as a fraction.
         spelt = len(str(event["dynamodb"]["ApproximateCreationDateTime"]))
         return len(wire) + self._more + spelt - (digits.end() - time)
-
-
-#: Of a record as it comes from the service, no identity among them.
-_MEMBERS = 6
-_TIME = b'"ApproximateCreationDateTime":'
-_DIGITS = re.compile(rb"[\d.eE+-]+")
 
 
 def _change(wire: dict[str, Any]) -> dict[str, Any]:

@@ -45,9 +45,8 @@ def json_page(value: object, status: int = 200, *, pretty: bool = False) -> web.
     options = orjson.OPT_APPEND_NEWLINE | (orjson.OPT_INDENT_2 if pretty else 0)
     try:
         body = orjson.dumps(value, default=str, option=options)
-    except (
-        TypeError
-    ):  # half a surrogate pair, or an integer of more than 64 bits, in what a function has said
+    except TypeError:
+        # Half a surrogate pair, or an integer of more than 64 bits, in what a function has said.
         body = json.dumps(value, default=str, indent=2 if pretty else None).encode() + b"\n"
     return web.Response(
         body=body,

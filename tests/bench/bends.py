@@ -29,7 +29,7 @@ A shard is read about once a second. A read costs several times less when there 
 serves some of them, on warm caches. Where the reads fill the core, shards are read less often, and all together cost
 that core. A quarter of a read is the call (signing, HTTP, JSON); most of the rest is the engine's waiting for records
 that do not come: a task, cancel scopes and timers for each read, a turn of the pipeline. The start bends earlier than
-the cost: the iterator of each shard comes through the SDK, 40 at a time, while the shards that are open already are
+the cost: the iterator of each shard is sought first, of 40 shards at a time, while those that are open already are
 read twice a second in their first seconds, and leave less and less of the core to the others. A longer
 `idle_interval_in_seconds` divides the reads, but not those of the start.""",
     "queues-busy": """\
