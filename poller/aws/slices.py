@@ -19,7 +19,8 @@ Whatever does not go by this is read in one go, right or wrong, as all small rep
 
 `apart` cuts the array in the same way, but between all of its objects, and leaves these as they are, for who parses them one by
 one later: while a record is worked on the processor's caches have it, and of a page of a thousand they do not. There every
-object has a member that can be in no other place, so as many cuts as there are such members are the right ones.
+object has a member that can be in no other place, so pieces with one such member each are the right ones, if the last of them
+is JSON: or what follows the array would be in it, too.
 """
 
 from __future__ import annotations
@@ -111,7 +112,6 @@ def _apart(text: bytes, name: str, mark: bytes) -> dict[str, Any]:
     if first is None:
         raise Uncut
     begin, border = first.start(1), b"}," + first[1]
-    # Its last brace closes the object itself.
     end = text.rfind(b"}]", begin) + 1
     pieces: list[bytes] = []
     at = begin
@@ -119,11 +119,12 @@ def _apart(text: bytes, name: str, mark: bytes) -> dict[str, Any]:
         pieces.append(text[at : cut + 1])
         at = cut + 2
     pieces.append(text[at:end])
+    orjson.loads(pieces[-1])  # or the `}]` is of what follows the array
     head: dict[str, Any] = orjson.loads(text[:begin] + b"]}")
     more = text[end + 1 : end + 2] == b","
     tail: dict[str, Any] = orjson.loads(b"{" + text[end + 1 + more :])
     whole = next(reversed(head)) == name and name not in tail and more == bool(tail)
-    if not whole or text.count(mark, begin, end) != len(pieces):
+    if not whole or any(piece.count(mark) != 1 for piece in pieces):
         raise Uncut
     return {**head, name: pieces, **tail}
 

@@ -126,6 +126,8 @@ def laid_apart(text: bytes) -> Any:
     ascii_only=st.booleans(),
     spaced=st.booleans(),
 )
+@example({}, [{"n": "1", "id": 7}], {"L": [{"id": 1}, {"id": 2}]}, True, False)
+@example({}, [{"id": 7, "n": "1"}, {"n": "1", "id": 7}], {"L": [{"id": 1}, {"id": 2}]}, True, False)
 def test_objects_that_are_laid_apart_are_those_of_the_whole(
     before: dict[str, Any], changes: list[Any], after: dict[str, Any], ascii_only: bool, spaced: bool
 ) -> None:
