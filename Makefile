@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNTIME_STAMP := $(VENV)/.installed-runtime
 
-.PHONY: demo test unit lint types cover bench bench-scale clean
+.PHONY: demo test unit lint types cover search bench bench-scale clean
 
 demo: $(RUNTIME_STAMP)  ## the emulator, some traffic and the real daemon, live; SECONDS=20 ends it by itself
 	$(BIN)/poller demo $(if $(SECONDS),--seconds $(SECONDS))
@@ -31,6 +31,10 @@ cover: $(STAMP)  ## the tests, with branch coverage: core and engine 100 %
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --include='poller/core/*,poller/engine/*' --fail-under=100
 	$(BIN)/coverage report --fail-under=90
+
+search: $(STAMP)  ## the laws over examples and courses that no run has seen: as many as you have time for
+	POLLER_SIMULATION_SEEDS=12 $(BIN)/python -m pytest -n 2 -m slow --hypothesis-profile=search tests/core tests/engine \
+		tests/adapters tests/conformance
 
 bench: $(STAMP)  ## speed against its baselines, in one run; results go to tests/bench/results
 	$(BIN)/python -m tests.bench --save

@@ -207,7 +207,7 @@ class Listing:
 
     leases: Sequence[Lease]
     workers: Sequence[Worker]
-    heirs: frozenset[tuple[str, str]] = frozenset()
+    foreign_heirs: frozenset[tuple[str, str]] = frozenset()
     """Mappings, and workers of another program that reads them from the same table: they have no rows, take nothing by the plan
     of ours, and are handed what they ask for."""
     stale: Mapping[str, str] = field(default_factory=dict)

@@ -14,8 +14,10 @@ from tests import servers
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("poller", deadline=None)
+# How long an example takes says more about the machine than about the code. The same examples each time, so that a change is
+# not blamed for what an older one did; `make search` draws others, and more of them.
+settings.register_profile("poller", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("poller")
 
 

@@ -42,7 +42,7 @@ class Survey:
     """All that there are."""
     present: Mapping[str, frozenset[str]]
     """The workers that are there, with the mappings that they run."""
-    heirs: frozenset[tuple[str, str]]
+    foreign_heirs: frozenset[tuple[str, str]]
     """As `Listing` has them."""
     owned: Mapping[str, Sequence[Lease]]
     """Leases by their owner, expired ones included."""
@@ -57,13 +57,16 @@ class Survey:
 
     def takes(self, worker: str, mapping: str) -> bool:
         """Whether a worker may be handed leases of a mapping: it is there and runs it, or is of another program that does."""
-        return _takes(worker, mapping, self.present, self.heirs)
+        return _takes(worker, mapping, self.present, self.foreign_heirs)
 
 
 def _takes(
-    worker: str, mapping: str, present: Mapping[str, frozenset[str]], heirs: frozenset[tuple[str, str]]
+    worker: str,
+    mapping: str,
+    present: Mapping[str, frozenset[str]],
+    foreign_heirs: frozenset[tuple[str, str]],
 ) -> bool:
-    return mapping in present.get(worker, ()) or (mapping, worker) in heirs
+    return mapping in present.get(worker, ()) or (mapping, worker) in foreign_heirs
 
 
 def heirs(survey: Survey, worker: str, leases: Iterable[Lease]) -> dict[LeaseKey, str]:
@@ -94,7 +97,7 @@ class _Surveyor:
         present = sightings.present(failover_time)
         self.workers = [worker for worker in listing.workers if worker.id in present]
         self.present = {worker.id: worker.mappings for worker in self.workers}
-        self.heirs = listing.heirs
+        self.foreign_heirs = listing.foreign_heirs
         self.active = {key: lease for key, lease in self.leases.items() if self._is_active(lease)}
         self.weights = _weights(self.active)
         self.loads = dict.fromkeys(sorted(self.present), 0.0)
@@ -113,7 +116,7 @@ class _Surveyor:
         return Survey(
             self.leases,
             self.present,
-            self.heirs,
+            self.foreign_heirs,
             self.owned,
             self.claims,
             self.wants,
@@ -144,7 +147,7 @@ class _Surveyor:
             self.free[lease.mapping].append(lease)
             self.failing.add(owner)
             return
-        bound = wanted_by != owner and _takes(wanted_by, lease.mapping, self.present, self.heirs)
+        bound = wanted_by != owner and _takes(wanted_by, lease.mapping, self.present, self.foreign_heirs)
         bearer = wanted_by if bound else owner
         self.loads[bearer] = self.loads.get(bearer, 0.0) + self.weights[key]
         if not bound and at - seen.moved >= SETTLED * self.failover_time:

@@ -100,6 +100,17 @@ class Batches:
     """For what is given up."""
     on_success: Route | None = None
 
+    def account(self) -> Account:
+        """How they are told of; a record's place in its shard tells it from all others."""
+        origin, checkpoint = self.origin, self.envelope.checkpoint
+        return Account(
+            self.call.mapping,
+            origin.stream_arn,
+            origin.shard_id,
+            self.function_arn,
+            lambda record: place(checkpoint(record)),
+        )
+
 
 class StreamWork:
     """Works on the batches of one lane of a shard. `window` is the one that was open at the checkpoint."""
@@ -293,15 +304,7 @@ class StreamWork:
         """Tell of records that are done before the checkpoint passes them; False when the door closed before."""
         if self._success is None or self._witness is None or isinstance(outcome, TooLarge):
             return True
-        origin, function_arn = self._batches.origin, self._batches.function_arn
-        checkpoint = self._batches.envelope.checkpoint
-        account = Account(
-            self._mapping,
-            origin.stream_arn,
-            self._shard,
-            function_arn,
-            place=lambda record: place(checkpoint(record)),
-        )
+        account = self._batches.account()
         delivery = account.of(done, self._witness, outcome, failure.SUCCESS, self._world.wall())
         taken = await self._success.deliver_or_drop(delivery)
         if not taken:

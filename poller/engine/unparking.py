@@ -34,7 +34,7 @@ import anyio
 
 from poller.core import envelope, failure
 from poller.core.batch import ENVELOPE_SIZE
-from poller.core.parking import Schedule, place, probe_pause
+from poller.core.parking import Schedule, probe_pause
 from poller.core.retry import (
     Bisect,
     Commit,
@@ -46,7 +46,7 @@ from poller.core.retry import (
     decide_stream,
     is_too_large,
 )
-from poller.engine.accounts import Account, Witness
+from poller.engine.accounts import Witness
 from poller.engine.breaker import GuardedDispatch
 from poller.engine.delivery import Outlet
 from poller.engine.dispatch import Dispatch
@@ -332,18 +332,9 @@ class Unparking:
         """Tell of records that are done before they are removed; False when the door closed before."""
         if batches.on_success is None or witness is None or isinstance(outcome, TooLarge):
             return True
-        origin = batches.origin
-        account = Account(
-            self._mapping,
-            origin.stream_arn,
-            origin.shard_id,
-            batches.function_arn,
-            place=lambda record: place(batches.envelope.checkpoint(record)),
-        )
         attempt.outlet = attempt.outlet or Outlet(batches.on_success, self)
-        return await attempt.outlet.deliver_or_drop(
-            account.of(done, witness, outcome, failure.SUCCESS, self.world.wall())
-        )
+        delivery = batches.account().of(done, witness, outcome, failure.SUCCESS, self.world.wall())
+        return await attempt.outlet.deliver_or_drop(delivery)
 
     async def _remove(self, key: str, entries: Sequence[SpoolEntry]) -> bool:
         """Drop what is done before anything else of its key is invoked; False when the door closed before."""

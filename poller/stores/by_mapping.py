@@ -81,13 +81,13 @@ class ByMapping:
                 raise error
         own = await self._own.list()
         leases = [lease for lease in own.leases if lease.mapping not in self._others]
-        heirs: frozenset[tuple[str, str]] = frozenset()
+        foreign_heirs: frozenset[tuple[str, str]] = frozenset()
         for mapping, listing in self._known.items():
             # A table may have other mappings, and workers that once had it for their state.
             leases += [lease for lease in listing.leases if lease.mapping == mapping]
-            heirs |= listing.heirs
+            foreign_heirs |= listing.foreign_heirs
         stale = {mapping: str(error) for mapping, error in failed.items()}
-        return Listing(leases, own.workers, heirs, stale)
+        return Listing(leases, own.workers, foreign_heirs, stale)
 
     async def _look(self, mapping: str, failed: dict[str, StoreError]) -> None:
         try:

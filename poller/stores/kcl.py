@@ -252,7 +252,7 @@ class KclStore:
             leases.setdefault(shard, Lease(self._origin.mapping, shard, parents, checkpoint=done))
         # No workers: who has a row and then none has left, and a worker of the KCL never has one.
         heirs = frozenset((self._origin.mapping, heir) for item in items if (heir := rows.heir_of(item)))
-        return Listing(tuple(leases.values()), (), heirs)
+        return Listing(tuple(leases.values()), (), foreign_heirs=heirs)
 
     def _restless(self, shard: str) -> StoreError:
         return StoreError(f"{self._table.where}: {shard}: its checkpoint changes all the time")

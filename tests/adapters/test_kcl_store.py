@@ -258,7 +258,7 @@ async def test_a_lease_that_the_leader_asks_us_for_is_renewed_until_it_is_handed
     assert renewed
     assert (renewed.owner, renewed.wanted_by) == ("w1", "heir")
     listing = await store.list()
-    assert listing.heirs == {("clicks", "heir")}, "or nobody would hand it over"
+    assert listing.foreign_heirs == {("clicks", "heir")}, "or nobody would hand it over"
     assert not listing.workers, "or it would seem to have left, once it has the lease"
     assert await store.want(renewed, "w2") is False
     assert await store.release(renewed, Checkpoint(SEQUENCE, 6), "heir")
@@ -583,7 +583,7 @@ async def test_a_table_that_cannot_be_read_does_not_hide_the_leases_of_others(
     known = await store.list()
     assert [lease.key for lease in known.leases] == [("orders", "s"), ("clicks", FIRST)]
     assert [worker.id for worker in known.workers] == ["w1"]
-    assert known.heirs == {("clicks", "heir")}
+    assert known.foreign_heirs == {("clicks", "heir")}
     assert known.stale == {}
     again = await store.list()
     assert again.stale["clicks"].startswith("lease_table = app: ")

@@ -37,7 +37,7 @@ class Way:
         self.slow: dict[str, float] = {}
         self.refuses: set[str] = set()
         #: Shards whose rows cannot be made.
-        self.refused: set[str] = set()
+        self.unwritten: set[str] = set()
         #: Shards whose rows are left out by the first look that could show them.
         self.late: set[str] = set()
 
@@ -51,7 +51,7 @@ class Way:
             await anyio.sleep(self.slow.get(name, 0))
             if self.cut or name in self.refuses:
                 raise StoreError("the table is out of reach")
-            if name == "add" and arguments[0].shard in self.refused:
+            if name == "add" and arguments[0].shard in self.unwritten:
                 raise StoreError("too busy")
             answer = await verb(*arguments)
             if name == "list":
@@ -68,7 +68,7 @@ class Way:
         """All is well from here on."""
         self.cut = False
         self.loses.clear()
-        self.refused.clear()
+        self.unwritten.clear()
         self.late.clear()
         self.slow = {}
 

@@ -163,7 +163,7 @@ class Trial:
                 member.way.mend()
             case "refuse":
                 # Of shards that are there and have no rows, each other one.
-                member.way.refused |= set(self.without_rows()[which % 2 :: 2])
+                member.way.unwritten |= set(self.without_rows()[which % 2 :: 2])
             case "late":
                 member.way.late |= set(self.without_rows())
             case "slow":

@@ -384,7 +384,7 @@ class Joint(Table):
     async def list(self) -> Listing:
         listing = await super().list()
         asking = {lease.wanted_by for lease in listing.leases if lease.wanted_by.startswith("other-")}
-        return replace(listing, heirs=frozenset(("clicks", name) for name in asking))
+        return replace(listing, foreign_heirs=frozenset(("clicks", name) for name in asking))
 
 
 @virtual

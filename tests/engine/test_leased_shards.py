@@ -552,14 +552,14 @@ async def test_the_row_of_a_merged_shard_is_not_made_before_that_of_a_parent():
     async with one.running():
         await feed(fleet, 5.0)
         brief, _ = fleet.stream.split("shard-000")
-        one.way.refused = {brief}
+        one.way.unwritten = {brief}
         fleet.stream.put(shard=brief)
         await anyio.sleep(2.0)
         merged = fleet.stream.merge(brief, "shard-001")
         fleet.stream.put(shard=merged)
         await anyio.sleep(5.0)
         assert merged not in await fleet.owners()
-        one.way.refused = set()
+        one.way.unwritten = set()
         await anyio.sleep(60.0)
     check_nothing_lost(fleet)
     check_order(fleet)
