@@ -3,7 +3,7 @@
 A batch can be tried again, and the handler of the attempt before may have changed what it was given. So a record keeps, as
 its receipt, what a fresh event is built from, and `rebuild` does so: the wire's own record. For Kinesis that is an object whose
 members are strings and numbers that nobody can change. For DynamoDB, whose images are nested, it is the JSON that came: each
-mapping that reads a page parses its own, and a page that waits takes a sixth of the memory that its objects would.
+mapping that reads a page parses its own, and a page that waits takes a fifth to two fifths of the memory of its objects.
 """
 
 from __future__ import annotations

@@ -239,6 +239,27 @@ async def test_the_calls_of_a_stream_go_to_one_place_and_all_of_them_are_told(
     assert told == [(service, "GetShardIterator", "ok"), (service, "GetRecords", "ok")]
 
 
+@pytest.mark.parametrize("service", RECORDS)
+async def test_a_place_in_a_stream_is_asked_for_again_as_a_settlement_is(
+    service: str, aws: ScriptedAws, session: AwsSession, naps: list[float], facts: Facts
+) -> None:
+    aws.script(
+        "GetShardIterator",
+        Refuse("LimitExceededException"),
+        Raw(b'{"ShardIter'),
+        Refuse("InternalFailure", status=500),
+        Reply({"ShardIterator": "AAAA"}),
+    )
+    api = await hot(session, service, naps)
+    where = {"ShardId": "shardId-00000000000000000000-00000000", "ShardIteratorType": "TRIM_HORIZON"}
+    where["StreamARN" if service == "kinesis" else "StreamArn"] = (
+        f"arn:aws:{service}:{aws.region}:123456789012:clicks"
+    )
+    assert await api.call("GetShardIterator", where, timeout=10) == {"ShardIterator": "AAAA"}
+    assert facts.outcomes() == ["LimitExceededException", "BadReply", "InternalFailure", "ok"]
+    assert all(nap <= most for nap, most in zip(naps, (0.1, 0.2, 0.4), strict=True))
+
+
 REFUSALS = [
     (Refuse("com.amazonaws.sqs#QueueDoesNotExist", legacy="AWS.SimpleQueueService.NonExistentQueue"), ResourceNotFound),
     (Refuse("com.amazonaws.sqs#QueueDoesNotExist"), ResourceNotFound),
