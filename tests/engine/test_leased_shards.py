@@ -251,9 +251,9 @@ def test_what_is_handed_to_a_worker_that_leaves_comes_back_at_once(offset: float
         fleet = Fleet(Stream(8), seconds=seconds)
         one, two = fleet.member("w1"), fleet.member("w2")
         async with one.running():
-            await feed(fleet, 20.0)
+            await feed(fleet, 20.0, pause=2.0)
             async with two.running(), anyio.create_task_group() as tasks:
-                tasks.start_soon(feed, fleet, 10.0)
+                tasks.start_soon(feed, fleet, 8.0)
                 for _ in range(100):
                     await anyio.sleep(0.05)
                     if any(lease.wanted_by for lease in (await fleet.table.list()).leases):
@@ -277,7 +277,7 @@ def test_workers_that_stop_together_leave_nothing_to_each_other(apart: float, st
         fleet = Fleet(Stream(8))
         one, two, three = (fleet.member(name) for name in ("w1", "w2", "w3"))
         async with one.running(), two.running(), three.running():
-            await feed(fleet, 20.0)
+            await feed(fleet, 20.0, pause=2.0)
             async with anyio.create_task_group() as tasks:
                 for member in (one, two) if stays else (one, two, three):
                     tasks.start_soon(member.stop)
