@@ -9,10 +9,12 @@ Numbers that DynamoDB would round, or refuse for their size, are text.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from poller.core.positions import position
+from poller.errors import StoreError
 from poller.model import Checkpoint, Lease, Worker
 
 if TYPE_CHECKING:
@@ -25,6 +27,18 @@ INLINE = 200
 PIECE = 90_000
 
 Item = dict[str, dict[str, Any]]
+
+
+@contextmanager
+def understood(table: str, item: Mapping[str, Any]) -> Iterator[None]:
+    """Around reading a row of `table`; raises StoreError for one that somebody has made nonsense of."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise StoreError(
+            f"{table}: the row {item[KEY]['S']} makes no sense ({what}): put it right, or delete it to begin anew"
+        ) from error
 
 
 def lease_key(mapping: str, shard: str) -> Item:

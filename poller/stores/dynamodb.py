@@ -62,7 +62,8 @@ class DynamoDbStore:
 
     async def load(self, mapping: str) -> Mapping[str, Checkpoint]:
         found = await self._table.scan((f"{LEASE}{mapping}/",), consistent=True)
-        return {item["shard"]["S"]: (await self._whole(item))[0].checkpoint for item in found}
+        whole = [(await self._whole(item))[0] for item in found]
+        return {lease.shard: lease.checkpoint for lease in whole}
 
     async def save(self, mapping: str, shard: str, checkpoint: Checkpoint) -> bool:
         condition = f"attribute_not_exists(#position) OR {_NOT_BEHIND}"
@@ -75,7 +76,7 @@ class DynamoDbStore:
         key = rows.lease_key(mapping, shard)
         item = await self._table.get(key) or {}
         await self._table.delete(key)
-        await self._remove_pieces(*rows.stored_window(item))
+        await self._remove_pieces(*self._window(item))
 
     async def _put_checkpoint(self, mapping: str, shard: str, checkpoint: Checkpoint, condition: str) -> bool:
         where = position(checkpoint)
@@ -86,7 +87,7 @@ class DynamoDbStore:
         # Whoever claims it counts on from there.
         zero: Item = {"counter": {"N": "0"}}
         old = await self._table.update(key, sets, _absent(sets), condition, values, defaults=zero, old=True)
-        if old is not None and (former := rows.stored_window(old))[0] != version:
+        if old is not None and (former := self._window(old))[0] != version:
             await self._remove_pieces(*former)
         return old is not None
 
@@ -94,8 +95,8 @@ class DynamoDbStore:
 
     async def list(self) -> Listing:
         found = await self._table.scan((LEASE, WORKER))
-        leases = [rows.lease_of(item) for item in found if item[KEY]["S"].startswith(LEASE)]
-        workers = [rows.worker_of(item) for item in found if item[KEY]["S"].startswith(WORKER)]
+        leases = [self._lease(item) for item in found if item[KEY]["S"].startswith(LEASE)]
+        workers = [self._worker(item) for item in found if item[KEY]["S"].startswith(WORKER)]
         return Listing(leases, workers)
 
     async def beat(self, worker: Worker) -> None:
@@ -119,7 +120,7 @@ class DynamoDbStore:
         item = await self._change(lease, sets, ("wanted_by",))
         if item is None:
             item = await self._table.get(rows.lease_key(*lease.key))
-            if item is None or not has_happened(rows.lease_of(item), lease, worker):
+            if item is None or not has_happened(self._lease(item), lease, worker):
                 return None
         whole, version = await self._whole(item)
         self._windows[lease.key] = (whole.checkpoint.window, version)
@@ -133,7 +134,7 @@ class DynamoDbStore:
         if await self._table.update(key, {"wanted_by": {"S": worker}}, (), condition, values | more):
             return True
         item = await self._table.get(key)
-        row = rows.lease_of(item) if item else None
+        row = self._lease(item) if item else None
         return row is not None and (row.owner, row.wanted_by) == (lease.owner, worker)
 
     async def renew(self, lease: Lease, checkpoint: Checkpoint, load: float | None) -> Lease | None:
@@ -162,11 +163,11 @@ class DynamoDbStore:
             self._windows[lease.key] = (checkpoint.window, version)
             if former and former != version:
                 await self._remove_pieces(former, rows.pieces_of(known))
-            return rows.lease_of(item, checkpoint.window)
+            return self._lease(item, checkpoint.window)
         item = await self._table.get(rows.lease_key(*lease.key))
         if item is None:
             return None
-        row = rows.lease_of(item)
+        row = self._lease(item)
         if not has_happened(row, lease, owner, checkpoint):
             if (row.owner, row.counter) != (lease.owner, lease.counter):
                 return None
@@ -186,18 +187,32 @@ class DynamoDbStore:
         values = {"counter": {"N": str(lease.counter)}, **more, **(values or {})}
         return await self._table.update(rows.lease_key(*lease.key), sets, removes, conditions, values)
 
+    # --- rows -----------------------------------------------------------------------------------------------------------
+
+    def _lease(self, item: Item, window: str = "") -> Lease:
+        with rows.understood(self._table.name, item):
+            return rows.lease_of(item, window)
+
+    def _worker(self, item: Item) -> Worker:
+        with rows.understood(self._table.name, item):
+            return rows.worker_of(item)
+
+    def _window(self, item: Item) -> tuple[str, int]:
+        with rows.understood(self._table.name, item):
+            return rows.stored_window(item)
+
     # --- windows --------------------------------------------------------------------------------------------------------
 
     async def _whole(self, item: Item) -> tuple[Lease, str]:
         """The lease of a row with the state of its window, and the version of that."""
         for _ in range(TRIES):
-            version, number = rows.stored_window(item)
+            version, number = self._window(item)
             if not version:
-                return rows.lease_of(item, item.get("window", {"S": ""})["S"]), ""
+                return self._lease(item, item.get("window", {"S": ""})["S"]), ""
             found = [await self._table.get(rows.piece_key(version, at)) for at in range(number)]
             whole = [piece for piece in found if piece]
             if len(whole) == number:
-                return rows.lease_of(item, "".join(piece["state"]["S"] for piece in whole)), version
+                return self._lease(item, "".join(piece["state"]["S"] for piece in whole)), version
             # Replaced meanwhile: then the row names others by now.
             item = await self._table.get({KEY: item[KEY]}) or item
         raise StoreError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -183,6 +184,31 @@ async def test_a_lease_is_one_write_of_less_than_a_kilobyte(aws: ScriptedAws, st
     await store.renew(lease, Checkpoint(number, 7, 1_763_889_751.25), 123456.789)
     assert operations(aws)[before:] == ["UpdateItem"]
     assert sum(map(len, map(str, aws.requests[-1].params["ExpressionAttributeValues"].values()))) < 700
+
+
+# --- rows that somebody has edited ----------------------------------------------------------------------------------------
+
+NONSENSE = [
+    (item(MINE) | {"counter": {"S": "seven"}}, "no 'N'"),
+    ({name: value for name, value in item(MINE).items() if name != "finished"}, "no 'finished'"),
+    (item(MINE) | {"since": {"S": "yesterday"}}, "could not convert string to float: 'yesterday'"),
+    (item(MINE) | {"parents": {"L": [{"N": "1"}]}}, "no 'S'"),
+    (item(MINE) | {"window_version": {"N": "1"}}, "no 'S'"),
+    ({"poller_key": {"S": "worker/w1"}, "counter": {"N": "3"}}, "no 'mappings'"),
+]
+
+
+@pytest.mark.parametrize(("row", "why"), NONSENSE)
+async def test_a_row_that_makes_no_sense_is_an_error_that_names_it(
+    row: dict[str, Any], why: str, aws: ScriptedAws, store: DynamoDbStore
+):
+    aws.always("Scan", Reply({"Items": [item(SEEN), row]}))
+    aws.always("UpdateItem", Reply({"Attributes": row}))
+    line = re.escape(
+        f"leases: the row {row['poller_key']['S']} makes no sense ({why}): put it right, or delete it"
+    )
+    with pytest.raises(StoreError, match=line):
+        await (store.claim(SEEN, "w1") if "window_version" in row else store.list())
 
 
 # --- pages and windows --------------------------------------------------------------------------------------------------
