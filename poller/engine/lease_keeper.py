@@ -2,7 +2,7 @@
 
 `core.leases` says what to do; this does it. Three loops that never wait for each other:
 
-* *beat*: says that this worker is there;
+* *beat*: says that this worker is there (see `presence`);
 * *look*: reads the table and carries out this worker's part of the plan;
 * *upkeep*: renews what is held, with its checkpoint, and gives up in time what cannot be renewed. It needs no look, and no
   delivery is in its way, so neither a slow table scan nor a slow function lets a lease expire.
@@ -16,8 +16,8 @@ A holding here::
 What reads the shard is the *tenant* of the lease. A mapping is enlisted while it can take tenants in; who withdraws it gives
 its leases back, and takes no more. A mapping that is paused is withdrawn, so that others read its shards.
 
-Who goes lets the others know, hands its leases to those that stay, gives back what is handed to it meanwhile, and removes its
-row last.
+Who goes lets the others know, hands its leases to those that stay (see `succession`), gives back what is handed to it
+meanwhile, and removes its row last.
 
 Checkpoints are written with renewals only: a lease whose checkpoint moves is renewed more often than an idle one. Whether a
 write has happened whose answer did not come is left open: the same write is tried again and recognised by the store, and counts
@@ -27,15 +27,14 @@ from when it was asked for first.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import anyio
 
 from poller.core.leases import (
     CHECKPOINT_INTERVAL,
     FAILOVER_TIME,
-    RENEWALS,
     Claim,
     HandOff,
     Held,
@@ -50,79 +49,37 @@ from poller.core.leases import (
     upkeep,
 )
 from poller.core.sightings import Sightings
-from poller.core.survey import heirs, survey
+from poller.core.survey import survey
 from poller.engine.fleet_status import fleet_status
+from poller.engine.holding import Holding
+from poller.engine.lease_table import LeaseTable
+from poller.engine.presence import Presence
+from poller.engine.succession import PATIENCE, Succession
 from poller.errors import StoreError
 from poller.model import LeaseChanged, LeaseEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from anyio.abc import TaskGroup
 
     from poller.core.leases import Action
     from poller.core.survey import Survey
+    from poller.engine.holding import Tenant
     from poller.engine.invoker import World
     from poller.engine.status import FleetStatus
     from poller.model import Checkpoint, Lease, LeaseKey, Listing, Worker
     from poller.ports import LeaseStore, Observer
 
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
-
 #: Seconds between two looks at what is held.
 TICK = 0.5
 #: Claims at a time: a fleet of one may take ten thousand.
 CLAIMING = 100
-#: Seconds that a stop waits for the table to hear of it.
-PATIENCE = 1.0
 #: Failover times for which a worker leaves alone what it got stuck on, and after which the row of a dead worker is removed.
 SHUNNED = 3.0
 BURIED = 60.0
 #: Facts that are kept for `/status`.
 HISTORY = 100
-
-
-class Tenant(Protocol):
-    """What reads the shard of a lease, from when the lease is claimed."""
-
-    def checkpoint(self) -> Checkpoint:
-        """How far it is done."""
-        ...
-
-    def load(self) -> float | None:
-        """What it costs, in the unit of `Lease.load`; None when that is not known yet."""
-        ...
-
-    def lag(self) -> float | None:
-        """The age of its oldest record that is not done, in seconds; None when that is not known."""
-        ...
-
-    def progresses(self) -> bool:
-        """Whether it moves on, or waits for something that it knows."""
-        ...
-
-    async def drain(self) -> None:
-        """Receive no more; return when what is in flight is done, or was given back."""
-        ...
-
-    def evict(self) -> None:
-        """Stop at once; the lease is gone. Called once at the end, after a release as well."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class _Holding:
-    lease: Lease
-    renewed: float
-    tenant: Tenant
-    written: Checkpoint
-    """The checkpoint of the last write."""
-    asked: float | None = None
-    """When the change that is open was asked for first."""
-    renewing: bool = False
-    draining: anyio.CancelScope | None = None
-    writing: anyio.Lock = field(default_factory=anyio.Lock)
 
 
 class LeaseKeeper:
@@ -139,7 +96,6 @@ class LeaseKeeper:
         checkpoint_interval: float = CHECKPOINT_INTERVAL,
     ) -> None:
         """`failover_time` has to be that of all workers on the table."""
-        self.worker = worker
         self.store = store
         self.failover_time = failover_time
         self.survey: Survey | None = None
@@ -148,27 +104,21 @@ class LeaseKeeper:
         """What has happened last to leases of this worker, with Unix times, the latest last."""
         self._observer = observer
         self._world = world
-        # By what fails: a table that can be written says nothing of whether it can be read.
-        self._troubles: dict[str, str] = {}
+        self._table = LeaseTable(store)
+        self._presence = Presence(worker, self._table, failover_time, self._lag)
+        self._succession = Succession(self._table, self._presence, lambda: self.leases, self._surveyed)
         self._checkpoint_interval = checkpoint_interval
         self._openers: dict[str, Callable[[Lease], Tenant]] = {}
         self._dividers: dict[str, Callable[[], None]] = {}
         # Mappings that were enlisted when the table was looked at last.
         self._ripe: frozenset[str] = frozenset()
-        self._enlisted = anyio.Event()
-        # The mappings of the last beat that arrived.
-        self._known_for: frozenset[str] = frozenset()
-        self._beating = anyio.Lock()
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
-        self._held: dict[LeaseKey, _Holding] = {}
+        self._held: dict[LeaseKey, Holding] = {}
         self._claiming: set[LeaseKey] = set()
         # Claims of which it is not known whether they have happened: the counter, and when they were asked for first.
         self._asked: dict[LeaseKey, tuple[int, float]] = {}
         self._shunned: dict[LeaseKey, float] = {}
-        # Who is to have what was withdrawn; nobody is for leaving it free.
-        self._heirs: dict[LeaseKey, str] = {}
-        self._choosing = anyio.Lock()
         self._places = anyio.Semaphore(CLAIMING)
         self._sightings = Sightings()
         self._listed: tuple[Worker, ...] = ()
@@ -179,9 +129,14 @@ class LeaseKeeper:
         return f"<LeaseKeeper {self.worker.id}: {len(self._held)} leases>"
 
     @property
+    def worker(self) -> Worker:
+        """This worker, with the mappings that it runs."""
+        return self._presence.worker
+
+    @property
     def trouble(self) -> str | None:
         """Why the table cannot be used at the moment."""
-        return next(iter(self._troubles.values()), None)
+        return self._table.trouble
 
     def trouble_of(self, mapping: str) -> str | None:
         """The same, where the leases of a mapping are in a table of their own."""
@@ -220,13 +175,13 @@ class LeaseKeeper:
     def enlist(self, mapping: str, open_tenant: Callable[[Lease], Tenant]) -> None:
         """Take leases of `mapping` from now on; `open_tenant` is called with each that is claimed."""
         self._openers[mapping] = open_tenant
-        self._set_mappings(self.worker.mappings | {mapping})
+        self._presence.runs(self.worker.mappings | {mapping})
 
     def divide(self, mapping: str, looked: Callable[[], None]) -> None:
         """Divide what `mapping`, of a queue, may do with the other workers that run it; `looked` is called when `portion` may
         have changed."""
         self._dividers[mapping] = looked
-        self._set_mappings(self.worker.mappings | {mapping})
+        self._presence.runs(self.worker.mappings | {mapping})
 
     def portion(self, mapping: str, total: int) -> int:
         """This worker's part of `total`; nothing before the table was looked at."""
@@ -240,22 +195,17 @@ class LeaseKeeper:
         """Take no more leases of `mapping`, and give back what is held of it as it is drained."""
         self._openers.pop(mapping, None)
         self._dividers.pop(mapping, None)
-        self._set_mappings(self.worker.mappings - {mapping})
+        self._presence.runs(self.worker.mappings - {mapping})
         if self._tasks:
             for holding in self._of(mapping):
                 self._tasks.start_soon(self._bequeath, holding)
-
-    def _set_mappings(self, mappings: frozenset[str]) -> None:
-        if mappings != self.worker.mappings:
-            self.worker = replace(self.worker, mappings=mappings)
-            self._enlisted.set()
 
     async def vacated(self, mapping: str) -> None:
         """Return when no lease of `mapping` is held, or nothing runs any more that could give it back."""
         while self._tasks and self._of(mapping):
             await self._changed.wait()
 
-    def _of(self, mapping: str) -> list[_Holding]:
+    def _of(self, mapping: str) -> list[Holding]:
         return [holding for holding in self._held.values() if holding.lease.mapping == mapping]
 
     # --- life -----------------------------------------------------------------------------------------------------------
@@ -266,7 +216,7 @@ class LeaseKeeper:
             try:
                 async with anyio.create_task_group() as tasks:
                     self._tasks = tasks
-                    background.start_soon(self._beat)
+                    background.start_soon(self._presence.beat)
                     background.start_soon(self._look, tasks)
                     background.start_soon(self._upkeep, tasks)
                     await self._quieted.wait()
@@ -274,36 +224,16 @@ class LeaseKeeper:
                         tasks.start_soon(self._bequeath, holding)
             finally:
                 self._tasks = None
-            await self._hand_on()
-            # Who leaves names its last beat: what became of one that was cut short would not be known.
+            await self._succession.hand_on(self._listed)
             with anyio.move_on_after(PATIENCE):
-                async with self._beating:
-                    pass
+                await self._presence.rest()
             background.cancel_scope.cancel()
-        await self._try(self.store.leave, self.worker)
+        await self._presence.leave()
 
     def quiet(self) -> None:
         """Take nothing more, and hand back what is held when it is drained."""
-        self._set_mappings(frozenset())
+        self._presence.runs(frozenset())
         self._quieted.set()
-
-    # --- being there ----------------------------------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        while True:
-            async with self._beating:
-                self._enlisted = anyio.Event()
-                worker = self.worker = replace(self.worker, counter=self.worker.counter + 1, lag=self._lag())
-                try:
-                    await self.store.beat(worker)
-                except StoreError as error:
-                    self._troubles["beat"] = str(error)
-                else:
-                    self._works("beat", "other")
-                    self._known_for = worker.mappings
-                    self._change()
-            with anyio.move_on_after(self.failover_time / RENEWALS):
-                await self._enlisted.wait()
 
     def _lag(self) -> float:
         return max((holding.tenant.lag() or 0.0 for holding in self._held.values()), default=0.0)
@@ -317,9 +247,9 @@ class LeaseKeeper:
             try:
                 listing = await self.store.list()
             except StoreError as error:
-                self._troubles["look"] = str(error)
+                self._table.fails("look", error)
             else:
-                self._works("look")
+                self._table.works("look")
                 leases = len(listing.leases)
                 self._see(listing, asked)
                 self._carry_out(tasks)
@@ -351,7 +281,7 @@ class LeaseKeeper:
             case Claim(lease):
                 tasks.start_soon(self._claim, lease, self._sightings.at)
             case Want(lease):
-                tasks.start_soon(self._try, self.store.want, lease, self.worker.id)
+                tasks.start_soon(self._table.attempt, self.store.want, lease, self.worker.id)
             case HandOff(_, to) if holding:
                 tasks.start_soon(self._hand_over, holding, to)
             case Release() if holding:
@@ -366,7 +296,7 @@ class LeaseKeeper:
             dead = set(self._sightings.gone(BURIED * self.failover_time))
             for worker in listing.workers:
                 if worker.id in dead:
-                    tasks.start_soon(self._try, self.store.leave, worker)
+                    tasks.start_soon(self._table.attempt, self.store.leave, worker)
 
     # --- taking ---------------------------------------------------------------------------------------------------------
 
@@ -387,18 +317,18 @@ class LeaseKeeper:
         try:
             row = await self.store.claim(lease, self.worker.id)
         except StoreError as error:
-            self._troubles["other"] = str(error)
+            self._table.fails("other", error)
             return
-        self._works("other")
+        self._table.works("other")
         del self._asked[lease.key]
         if row is None or not holds(anyio.current_time() - asked, self.failover_time):
             return  # by now it may be another's
         opener = self._openers.get(lease.mapping)
         if opener is None:
             # It was withdrawn meanwhile. Should this fail, the lease expires.
-            await self._try(self.store.release, row, row.checkpoint)
+            await self._table.attempt(self.store.release, row, row.checkpoint)
             return
-        holding = self._held[lease.key] = _Holding(row, asked, opener(row), row.checkpoint)
+        holding = self._held[lease.key] = Holding(row, asked, opener(row), row.checkpoint)
         self._tell(lease, LeaseEvent.CLAIMED, lease.owner if lease.owner != self.worker.id else "")
         if self._quieted.is_set():
             await self._bequeath(holding)
@@ -426,14 +356,14 @@ class LeaseKeeper:
                     self._give_up(holding)
             await anyio.sleep(TICK)
 
-    def _give_up(self, holding: _Holding) -> None:
+    def _give_up(self, holding: Holding) -> None:
         reason = f"it could not be renewed within {self.failover_time:g} s"
         if not holding.tenant.progresses():
             self._shunned[holding.lease.key] = anyio.current_time() + SHUNNED * self.failover_time
             reason = "its reader does not get on"
         self._lose(holding, reason)
 
-    async def _renew(self, holding: _Holding) -> None:
+    async def _renew(self, holding: Holding) -> None:
         async with holding.writing:
             asked = holding.asked = holding.asked or anyio.current_time()
             lease, tenant = holding.lease, holding.tenant
@@ -442,7 +372,7 @@ class LeaseKeeper:
                 try:
                     row = await self.store.renew(lease, checkpoint, tenant.load())
                 except StoreError as error:
-                    self._troubles["renewal"] = str(error)
+                    self._table.fails("renewal", error)
                     self._tell(lease, LeaseEvent.RENEWAL_FAILED, reason=str(error))
                 else:
                     self._renewed(holding, row, asked, checkpoint)
@@ -458,8 +388,8 @@ class LeaseKeeper:
     def _takes(self, worker: str, mapping: str) -> bool:
         return self.survey is not None and self.survey.takes(worker, mapping)
 
-    def _renewed(self, holding: _Holding, row: Lease | None, asked: float, checkpoint: Checkpoint) -> None:
-        self._works("renewal")
+    def _renewed(self, holding: Holding, row: Lease | None, asked: float, checkpoint: Checkpoint) -> None:
+        self._table.works("renewal")
         if self._held.get(holding.lease.key) is not holding:
             return
         if row is None:
@@ -469,7 +399,7 @@ class LeaseKeeper:
 
     # --- giving ---------------------------------------------------------------------------------------------------------
 
-    async def _hand_over(self, holding: _Holding, to: str) -> None:
+    async def _hand_over(self, holding: Holding, to: str) -> None:
         """Drain the tenant, then release; tried again until it is, or the lease is lost."""
         if holding.draining:
             return
@@ -478,53 +408,23 @@ class LeaseKeeper:
             # The heir may have gone while the last batch was finished.
             await self._part_with(holding, to if self._takes(to, holding.lease.mapping) else "")
 
-    async def _bequeath(self, holding: _Holding) -> None:
+    async def _bequeath(self, holding: Holding) -> None:
         """Hand over a lease of a mapping that was withdrawn."""
         if holding.draining:
             return
         with anyio.CancelScope() as holding.draining:
             await holding.tenant.drain()
-            with anyio.move_on_after(PATIENCE):
-                async with self._choosing:
-                    if holding.lease.key not in self._heirs:
-                        await self._choose_heirs(holding.lease.mapping)
-            await self._part_with(holding, self._heirs.pop(holding.lease.key, ""))
+            await self._part_with(holding, await self._succession.heir(holding.lease))
 
-    async def _choose_heirs(self, mapping: str) -> None:
-        """Say who is to have what was withdrawn, so that it need not be found free and shared out by several looks.
+    def _surveyed(self, listing: Listing, asked: float) -> Survey:
+        sightings = self._sightings.fold(listing, asked, anyio.current_time())
+        return survey(listing, sightings, self.failover_time)
 
-        Others have to know of the withdrawal first: of two that go at a time one sees that the other does.
-        """
-        while mapping in self._known_for - self.worker.mappings:
-            await self._changed.wait()
-        asked = anyio.current_time()
-        listing = await self._try(self.store.list)
-        if listing is not None:
-            sightings = self._sightings.fold(listing, asked, anyio.current_time())
-            withdrawn = [lease for lease in self.leases if lease.mapping not in self.worker.mappings]
-            found = heirs(survey(listing, sightings, self.failover_time), self.worker.id, withdrawn)
-            self._heirs = dict.fromkeys((lease.key for lease in withdrawn), "") | found
-
-    async def _part_with(self, holding: _Holding, to: str) -> None:
+    async def _part_with(self, holding: Holding, to: str) -> None:
         while True:
             if await self._release(holding, to) is not False:
                 return
             await anyio.sleep(TICK)
-
-    async def _hand_on(self) -> None:
-        """Give back what others have handed to this worker while it went, and wait a little for what may still come: what it
-        had asked for, and from others that go."""
-        me = self.worker.id
-        ran = {one.id for one in self._listed if one.mappings} - {me}
-        with anyio.move_on_after(PATIENCE):
-            while (listing := await self._try(self.store.list)) is not None:
-                for lease in listing.leases:
-                    if lease.owner == me and (row := await self._try(self.store.claim, lease, me)):
-                        await self._try(self.store.release, row, row.checkpoint)
-                others_go = any(one.id in ran and not one.mappings for one in listing.workers)
-                if not others_go and all(lease.wanted_by != me for lease in listing.leases):
-                    return
-                await anyio.sleep(TICK / 2)
 
     async def complete(self, key: LeaseKey) -> bool:
         """Release a lease whose tenant has a finished checkpoint; tried again until it is. False when it was lost."""
@@ -535,7 +435,7 @@ class LeaseKeeper:
             await anyio.sleep(TICK)
         return False
 
-    async def _release(self, holding: _Holding, to: str) -> bool | None:
+    async def _release(self, holding: Holding, to: str) -> bool | None:
         """True when it is done, False when it has to be tried again, None when the lease is gone."""
         async with holding.writing:
             lease, checkpoint = holding.lease, holding.tenant.checkpoint()
@@ -544,9 +444,9 @@ class LeaseKeeper:
             try:
                 released = await self.store.release(lease, checkpoint, to)
             except StoreError as error:
-                self._troubles["other"] = str(error)
+                self._table.fails("other", error)
                 return False
-            self._works("other")
+            self._table.works("other")
         if self._held.get(lease.key) is not holding:
             return None
         holding.draining = None
@@ -558,21 +458,18 @@ class LeaseKeeper:
         self._evict(holding)
         return True
 
-    def _lose(self, holding: _Holding, reason: str, other: str = "") -> None:
+    def _lose(self, holding: Holding, reason: str, other: str = "") -> None:
         self._tell(holding.lease, LeaseEvent.LOST, other, reason)
         self._evict(holding)
 
-    def _evict(self, holding: _Holding) -> None:
+    def _evict(self, holding: Holding) -> None:
         if holding.draining:
             holding.draining.cancel()
         del self._held[holding.lease.key]
-        self._heirs.pop(holding.lease.key, None)
+        self._succession.forget(holding.lease.key)
         if not self._held:
-            self._works("renewal")
+            self._table.works("renewal")
         holding.tenant.evict()
-        self._change()
-
-    def _change(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -581,17 +478,3 @@ class LeaseKeeper:
         if event is not LeaseEvent.RENEWAL_FAILED:
             self.history.append((self._world.wall(), fact))
         self._observer.lease_changed(fact)
-
-    async def _try(self, call: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T | None:
-        """Ask the table; None when it cannot be used now: whoever asks, asks again."""
-        try:
-            answer = await call(*arguments)
-        except StoreError as error:
-            self._troubles["other"] = str(error)
-            return None
-        self._works("other")
-        return answer
-
-    def _works(self, *uses: str) -> None:
-        for use in uses:
-            self._troubles.pop(use, None)

@@ -1,4 +1,4 @@
-"""One shard that is read under a lease; the tenant of `lease_keeper`.
+"""One shard that is read under a lease: a tenant of it.
 
 A tenancy begins when its lease is claimed, and waits first until a former one of the same shard has ended. It is *drained* when
 the lease is to be handed over: no more is received, what is at work is finished. It is *evicted* when the lease is gone: all of
@@ -69,7 +69,7 @@ class Watched:
 
 
 class Tenancy:
-    """See `poller.engine.lease_keeper.Tenant`."""
+    """See `poller.engine.holding.Tenant`."""
 
     def __init__(
         self,

@@ -456,7 +456,7 @@ async def test_a_mapping_that_is_no_longer_run_is_given_up():
     table = Table(1)
     async with Member("w1", table).running() as one:
         await anyio.sleep(2.0)
-        one.keeper.worker = Worker("w1", frozenset(), one.keeper.worker.counter)
+        one.keeper._presence.worker = Worker("w1", frozenset(), one.keeper.worker.counter)
         await anyio.sleep(2.0)
         assert table.owners() == {"s0": ""}
 
@@ -465,7 +465,7 @@ async def test_a_mapping_that_is_no_longer_run_is_given_up():
 async def test_a_lease_of_a_mapping_that_is_not_run_is_left_to_expire_when_it_is_not_even_read():
     table = Table(1)
     async with Member("w1", table).running() as one:
-        one.keeper.worker = Worker("w1", frozenset(), 1)
+        one.keeper._presence.worker = Worker("w1", frozenset(), 1)
         table.steal("s0", "w1")
         await anyio.sleep(5.0)
         assert table.owners() == {"s0": "w1"}
