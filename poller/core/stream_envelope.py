@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 SUB_SEQUENCE_NUMBER = "SubSequenceNumber"
 #: Members of a record of DynamoDB as it comes from the service, with no identity.
 _MEMBERS = 6
-_TIME = b'"ApproximateCreationDateTime":'
-_DIGITS = re.compile(rb"[\d.eE+-]+")
+#: Those of a change beside its images.
+_ALWAYS = 5
+#: As it is spelt without blanks.
+_COMPACT = b'"dynamodb":{'
+#: An attribute of that name would have an object.
+_TIME = re.compile(rb'"ApproximateCreationDateTime":([\d.eE+-]+)')
 
 
 class KinesisEnvelope:
@@ -139,12 +143,12 @@ class DynamoDbEnvelope:
         for wire in wires:
             found = orjson.loads(wire)
             change = found["dynamodb"]
+            time = change["ApproximateCreationDateTime"]
             event = self._event(found, change)
             number = change["SequenceNumber"]
             key = orjson.dumps(change["Keys"], option=orjson.OPT_SORT_KEYS).decode()
-            arrived = float(change["ApproximateCreationDateTime"])
-            size = self._size(wire, found, event)
-            built.append(tuple.__new__(Record, (number, key, size, event, wire, arrived, 0)))
+            size = self._size(wire, found, event, time)
+            built.append(tuple.__new__(Record, (number, key, size, event, wire, float(time), 0)))
         return built
 
     def rebuild(self, shard_id: str, record: Record) -> Record:
@@ -190,28 +194,36 @@ class DynamoDbEnvelope:
         event["eventSourceARN"] = self._arn
         return event
 
-    def _size(self, wire: bytes, found: dict[str, Any], event: dict[str, Any]) -> int:
+    def _size(self, wire: bytes, found: dict[str, Any], event: dict[str, Any], time: float) -> int:
         """Bytes of the event in its array. Measured only where they do not follow from the wire's: encoding takes longer."""
-        time = wire.find(_TIME) + len(_TIME)
-        digits = _DIGITS.match(wire, time)
         if (
-            b"\\" in wire
-            or digits is None
+            event["dynamodb"] is not found["dynamodb"]
             or len(found) != _MEMBERS
             or found.get("awsRegion") != self._region
             or found.get("eventSource") != "aws:dynamodb"
             or "eventVersion" not in found
-            or len(found["dynamodb"]) != len(event["dynamodb"])
+            or _COMPACT not in wire
+            or b"\\" in wire
         ):
             return len(orjson.dumps(event)) + 1
-        # The wire may spell the time as a fraction.
-        spelt = len(str(event["dynamodb"]["ApproximateCreationDateTime"]))
-        return len(wire) + self._more + spelt - (digits.end() - time)
+        if type(time) is int:
+            return len(wire) + self._more
+        # A fraction may be spelt in several ways.
+        spelt = _TIME.search(wire)
+        if spelt is None:
+            return len(orjson.dumps(event)) + 1
+        return len(wire) + self._more + len(str(int(time))) - len(spelt[1])
 
 
 def _change(wire: dict[str, Any]) -> dict[str, Any]:
-    # Built anew because the wire may spell the time as a fraction, and Lambda delivers whole seconds.
-    change = {"ApproximateCreationDateTime": int(wire["ApproximateCreationDateTime"]), "Keys": wire["Keys"]}
+    """What an event tells of a change: the wire's own object where nothing is left out, as that is nobody else's."""
+    # The wire may spell the time as a fraction, and Lambda delivers whole seconds.
+    time = int(wire["ApproximateCreationDateTime"])
+    members = _ALWAYS + ("NewImage" in wire) + ("OldImage" in wire)
+    if len(wire) == members and "SizeBytes" in wire and "StreamViewType" in wire:
+        wire["ApproximateCreationDateTime"] = time
+        return wire
+    change = {"ApproximateCreationDateTime": time, "Keys": wire["Keys"]}
     if "NewImage" in wire:
         change["NewImage"] = wire["NewImage"]
     if "OldImage" in wire:

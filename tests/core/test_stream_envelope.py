@@ -230,6 +230,26 @@ def test_the_size_is_exact_whatever_the_change(
     assert record.event["dynamodb"].get("NewImage") == images.get("NewImage")
 
 
+@pytest.mark.parametrize(
+    ("name", "time"), [("dynamodb", 1768468800), ("dynamodb", 1.5), ("ApproximateCreationDateTime", 1.5)]
+)
+def test_the_size_is_exact_where_the_wire_has_blanks(name, time):
+    wire = dynamodb_change(example("dynamodb-stream.json")["Records"][0])
+    wire["dynamodb"]["ApproximateCreationDateTime"] = time
+    wire["awsRegion"] = REGION
+    spaced = orjson.dumps(wire).replace(f'"{name}":'.encode(), f'"{name}": '.encode())
+    record = BASKETS.record(SHARD, spaced)
+    assert record.size == len(orjson.dumps(record.event)) + 1
+
+
+@pytest.mark.parametrize("missing", ["SizeBytes", "StreamViewType"])
+def test_no_member_of_a_dynamodb_record_stands_in_for_another(missing):
+    wire = dynamodb_change(example("dynamodb-stream.json")["Records"][0])
+    del wire["dynamodb"][missing]
+    with pytest.raises(KeyError, match=missing):
+        BASKETS.record(SHARD, orjson.dumps({**wire, "dynamodb": {**wire["dynamodb"], "else": "?"}}))
+
+
 def test_a_kinesis_record_without_a_key_has_no_such_member():
     record = CLICKS.record(SHARD, {name: value for name, value in HELLO.items() if name != "PartitionKey"})
     assert record.key is None
