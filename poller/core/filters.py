@@ -20,7 +20,7 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 import orjson
 
@@ -187,5 +187,26 @@ def _structure(text: Any, otherwise: Any) -> Any:
     try:
         value = orjson.loads(text)
     except ValueError:
-        return otherwise
+        value = _unusual(text)
     return value if type(value) in (dict, list) else otherwise
+
+
+def _unusual(text: Any) -> Any:
+    """Return what JSON allows and orjson refuses: half a surrogate pair as an escape, a number beyond a double; else None."""
+    try:
+        return _UNUSUAL.decode(text if isinstance(text, str) else str(text, "utf-8"))
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _integer(digits: str) -> int | float:
+    # A float where 64 bits do not hold it, as orjson makes of it in the pattern.
+    number = int(digits) if len(digits) <= len(str(-(2**63))) else 2**64
+    return number if -(2**63) <= number < 2**64 else float(digits)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_UNUSUAL: Final = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant)

@@ -119,12 +119,46 @@ def test_only_documented_keys_pass_without_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "42", '"x"', "null", '{"k":"v"', "", "\ufeff{}", '{"n":1e999}', "[" * 2000]
+    "text",
+    [
+        "plain",
+        "42",
+        '"x"',
+        "null",
+        '{"k":"v"',
+        "",
+        "\ufeff{}",
+        "[" * 2000,
+        '{"k":NaN}',
+        '{"k":-Infinity}',
+        "1e999",
+    ],
 )
 def test_a_body_that_is_no_json_structure_is_plain_text(text: str) -> None:
     assert matches({"body": [text]}, sqs(text))
     assert matches({"body": [{"exists": True}]}, sqs(text))
     assert not matches({"body": {"k": [{"exists": False}]}}, sqs(text))
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        # What JSON.stringify and json.dumps make of a text that was cut in the middle of an emoji.
+        r'"\ud83d"',
+        r'{"\udc00":["a\ud83d"]}',
+        "1e999",
+        "9" * 400,
+    ],
+)
+def test_json_that_few_writers_write_is_json_all_the_same(unusual: str) -> None:
+    text = f' {{"k":"v","large":18446744073709551616,"low":-9223372036854775808,"rest":{unusual}}}\n'
+    pattern = {"k": ["v"], "large": [18446744073709551616], "low": [-9223372036854775808]}
+    assert matches({"body": pattern}, sqs(text))
+    assert not matches({"body": {**pattern, "k": ["w"]}}, sqs(text))
+    assert not matches({"body": [text]}, sqs(text))
+    data = compile_filters([{"data": pattern}], "kinesis")
+    assert data.match(kinesis(text.encode()))
+    assert not data.match(kinesis(text.encode("utf-16")))
 
 
 def test_a_json_body_is_never_matched_as_text() -> None:
