@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,33 @@ def test_a_long_way_to_the_queue_is_no_reason_to_receive_less():
     for _ in range(3):
         polling.came_back(asked=10, got=10, after=0.2)
     assert polling.allowed == 3
+
+
+def test_a_way_to_the_queue_that_has_become_longer_is_learnt_from_receives_that_were_alone():
+    polling = Polling(ceiling=10)
+    polling.came_back(asked=10, got=10, after=0.01)
+    polling.came_back(asked=10, got=0, after=20)
+    for _ in range(9):
+        polling.came_back(asked=10, got=10, after=0.04)
+    assert polling.allowed == 1
+    polling.came_back(asked=10, got=10, after=0.05)
+    polling.came_back(asked=10, got=10, after=0.08)
+    assert polling.allowed == 2
+    for _ in range(100):
+        polling.came_back(asked=10, got=10, after=0.09)
+    assert polling.allowed == 2
+
+
+@pytest.mark.parametrize("after", [0.01, 0.02], ids=["at once", "nearly"])
+def test_a_quick_receive_among_slow_ones_says_that_the_way_is_as_short_as_ever(after):
+    polling = Polling(ceiling=10)
+    polling.came_back(asked=10, got=10, after=0.01)
+    for _ in range(20):
+        polling.failed()
+        for _ in range(9):
+            polling.came_back(asked=10, got=10, after=0.04)
+        polling.came_back(asked=10, got=10, after=after)
+        assert polling.allowed == 2
 
 
 def test_each_round_of_full_receives_earns_one_more():

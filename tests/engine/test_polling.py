@@ -73,6 +73,19 @@ async def test_a_backlog_fills_the_functions_up_to_the_limit():
 
 
 @virtual
+async def test_a_backlog_fills_the_functions_however_quick_the_queue_was_before():
+    mapping = Mapping(function=Function(handler=taking(5)), maximum_concurrency=80, batch_size=1)
+    mapping.queue.latency = 0.01
+    async with mapping.running():
+        mapping.queue.send(1)
+        await anyio.sleep(100)
+        mapping.queue.latency = 0.1
+        mapping.queue.send(2000)
+        await anyio.sleep(30)
+        assert mapping.function.peak == 80
+
+
+@virtual
 async def test_a_backlog_that_the_filter_drops_whole_is_read_faster_and_faster_too():
     queue = Queue()
     mapping = Mapping(queue, filters=Dropping(*queue.send(2000)))
