@@ -43,6 +43,7 @@ CRASH_BUDGET = 5
 CRASH_PERIOD = 300.0
 #: Seconds that a mapping must have been open for its next failure to count as the first one.
 SETTLED = 60.0
+BY_COMMAND = "by command"
 
 
 class Runner(Protocol):
@@ -113,7 +114,8 @@ class MappingSpec:
 class Child:
     """Keeps one mapping running until it is told to be quiet."""
 
-    def __init__(self, spec: MappingSpec, observer: Observer, world: World) -> None:
+    def __init__(self, spec: MappingSpec, observer: Observer, world: World, *, paused: bool = False) -> None:
+        """`paused` by command, before it begins."""
         self.spec = spec
         self.restarts = 0
         self.done = anyio.Event()
@@ -125,8 +127,8 @@ class Child:
         self._state = MappingState.STARTING
         self._reason = ""
         self._since = world.wall()
-        self._paused = not spec.enabled
-        self._pause_reason = "" if spec.enabled else "enabled = false"
+        self._paused = paused or not spec.enabled
+        self._pause_reason = BY_COMMAND if spec.enabled else "enabled = false"
         self._quieted = False
         # Told to end one run of the source, and to begin no other.
         self._ending = False
@@ -234,7 +236,7 @@ class Child:
         """Receive no more; what is at work goes on, what no handler saw is given back."""
         if self._quieted:
             return
-        self._paused, self._pause_reason = True, "by command"
+        self._paused, self._pause_reason = True, BY_COMMAND
         if self._runner:
             self._runner.close()
             self._enter(MappingState.PAUSED, self._pause_reason)
@@ -277,6 +279,11 @@ class Child:
             # The source is not open, so there is nothing to drain.
             self.scope.cancel()
         self._woken.set()
+
+    @property
+    def paused_by_command(self) -> bool:
+        """Whether it takes a `resume` to go on, whatever the config says."""
+        return self._paused and self._pause_reason == BY_COMMAND
 
     def check_paused(self) -> None:
         """Raise PollerError when the mapping is not paused."""

@@ -63,10 +63,10 @@ class Supervisor:
             self._begun.set()
             await self._stopped.wait()
 
-    def _start(self, spec: MappingSpec) -> None:
+    def _start(self, spec: MappingSpec, *, paused: bool = False) -> None:
         if self._stopping or self._tasks is None:
             return
-        child = self._children[spec.name] = Child(spec, self._observer, self._world)
+        child = self._children[spec.name] = Child(spec, self._observer, self._world, paused=paused)
         self._tasks.start_soon(child.run)
 
     async def ready(self) -> None:
@@ -101,7 +101,8 @@ class Supervisor:
     # --- commands -------------------------------------------------------------------------------------------------------
 
     async def reload(self, specs: Sequence[MappingSpec]) -> None:
-        """Go over to `specs`: unchanged mappings go on undisturbed; changed ones are drained, then started anew.
+        """Go over to `specs`: unchanged mappings go on undisturbed; changed ones are drained, then started anew, or stay paused
+        if they were by command.
 
         A reload that comes during another one begins when that has ended.
         """
@@ -129,7 +130,7 @@ class Supervisor:
         await self._end([child], math.inf)
         self._leaving.discard(child)
         if spec:
-            self._start(spec)
+            self._start(spec, paused=child.paused_by_command)
         else:
             self._board.forget(child.spec.name)
 

@@ -523,14 +523,23 @@ async def test_a_put_down_that_is_given_up_halfway_leaves_a_paused_mapping():
 @virtual
 async def test_a_reload_waits_for_a_mapping_that_is_put_down():
     mapping = Mapping()
+    reloaded = anyio.Event()
+
+    async def reload() -> None:
+        await supervisor.reload([replace(mapping.spec(), fingerprint="changed")])
+        reloaded.set()
+
     async with supervised(mapping) as supervisor, anyio.create_task_group() as tasks:
         supervisor.pause("orders")
         tasks.start_soon(put_down_for, supervisor, 10)
         await settle_down()
-        tasks.start_soon(supervisor.reload, [replace(mapping.spec(), fingerprint="changed")])
+        tasks.start_soon(reload)
         await anyio.sleep(14)
-        assert mapping.queue.opened == 1
+        assert not reloaded.is_set()
         await anyio.sleep(2)
+        assert reloaded.is_set()
+        supervisor.resume("orders")
+        await settle_down()
         assert (states(supervisor), mapping.queue.opened) == ({"orders": RUNNING}, 2)
 
 
@@ -771,6 +780,43 @@ async def test_a_reload_drains_a_changed_mapping_before_its_successor_starts():
         await settle_down()
         assert len(new.function.calls) == 1
     assert observer.states() == [STARTING, RUNNING, DRAINING, STOPPED, STARTING, RUNNING, DRAINING, STOPPED]
+
+
+@virtual
+async def test_a_mapping_that_was_paused_by_command_stays_paused_when_a_reload_changes_it():
+    queue = Queue()
+    old, new = Mapping(queue), Mapping(queue, fingerprint=2)
+    async with supervised(old) as supervisor:
+        supervisor.pause("orders")
+        await supervisor.reload([new.spec()])
+        queue.send()
+        await anyio.sleep(100)
+        assert states(supervisor) == {"orders": PAUSED}
+        assert reason(supervisor) == "by command"
+        supervisor.resume("orders")
+        await settle_down()
+        assert queue.acked == ["m1"]
+
+
+@virtual
+async def test_a_mapping_that_a_reload_enables_starts():
+    queue = Queue()
+    old, new = Mapping(queue, enabled=False), Mapping(queue, fingerprint=2)
+    async with supervised(old) as supervisor:
+        await supervisor.reload([new.spec()])
+        await settle_down()
+        assert states(supervisor) == {"orders": RUNNING}
+
+
+@virtual
+async def test_a_mapping_that_a_reload_disables_says_so_although_it_was_paused_by_command():
+    queue = Queue()
+    old, new = Mapping(queue), Mapping(queue, fingerprint=2, enabled=False)
+    async with supervised(old) as supervisor:
+        supervisor.pause("orders")
+        await supervisor.reload([new.spec()])
+        await settle_down()
+        assert reason(supervisor) == "enabled = false"
 
 
 @virtual
