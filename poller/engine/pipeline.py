@@ -133,9 +133,13 @@ class Pipeline:
 
     async def run(self) -> None:
         """Work until quiet and drained, or until the shard has ended and all of it is done."""
-        async with anyio.create_task_group() as self._tasks:
-            self._grow()
-            await self._quieted.wait()
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._grow()
+                await self._quieted.wait()
+        finally:
+            # Whoever opens it again while its source is being closed after a crash starts nothing.
+            self._tasks = None
 
     def close(self) -> None:
         """Receive no more; what is at work goes on."""

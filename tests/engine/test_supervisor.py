@@ -199,6 +199,29 @@ async def test_a_crash_restarts_its_mapping_and_loses_nothing():
 
 
 @virtual
+async def test_a_mapping_that_is_resumed_while_it_gives_everything_back_after_a_crash_is_restarted():
+    class SlowToClose(Queue):
+        @asynccontextmanager
+        async def open(self, shard, start=None):
+            async with super().open(shard, start) as reader:
+                try:
+                    yield reader
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.sleep(2)
+
+    mapping = Mapping(SlowToClose(), Function(ValueError("a bug")))
+    mapping.queue.send()
+    async with supervised(mapping) as supervisor:
+        await anyio.sleep(1)
+        supervisor.resume("orders")
+        await anyio.sleep(3)
+        assert states(supervisor) == {"orders": RUNNING}
+        assert supervisor.status()[0].restarts == 1
+    assert mapping.queue.acked == ["m1"]
+
+
+@virtual
 async def test_a_mapping_that_crashes_again_and_again_stays_down_until_it_is_resumed():
     mapping = Mapping(function=Function(*[ValueError("a bug")] * 5))
     mapping.queue.send()
