@@ -70,13 +70,24 @@ class BatchRequests:
         self._api = api
         self._url = url
 
-    async def settle(self, operation: str, records: Sequence[Record], extra: dict[str, Any]) -> Answers:
-        """Send any number of entries, a few requests at the same time, undone ones again. Never raises AwsError."""
+    async def settle(
+        self,
+        operation: str,
+        records: Sequence[Record],
+        extra: dict[str, Any],
+        begun: Callable[[Sequence[Record]], None] = lambda _: None,
+    ) -> Answers:
+        """Send any number of entries, a few requests at the same time, undone ones again. Never raises AwsError.
+
+        `begun` is called with the records of a request before it is sent for the first time.
+        """
         if len(records) <= API_BATCH:
+            begun(records)
             return await self._settle_few(operation, records, extra) if records else Answers()
         answers = Answers()
 
         async def settle_chunk(chunk: Sequence[Record]) -> None:
+            begun(chunk)
             answers.add(await self._settle_few(operation, chunk, extra))
 
         await in_parallel(settle_chunk, records)

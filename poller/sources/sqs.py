@@ -197,12 +197,14 @@ class SqsReader:
 
     async def ack(self, records: Sequence[Record]) -> int:
         """DeleteMessageBatch; returns how many are gone for good."""
-        self._visibility.let_go(records)
         try:
-            answers = await self._settle("DeleteMessageBatch", records, {})
+            # What waits for its turn is kept hidden: the last of ten thousand waits long where the queue is far away.
+            answers = await self._batch.settle("DeleteMessageBatch", records, {}, self._visibility.let_go)
         except anyio.get_cancelled_exc_class():
+            self._visibility.let_go(records)
             self._cut_off_acks.extend(records)
             raise
+        self._tell(answers)
         if answers.stale:
             stale = StaleReceipts(self._queue.mapping, len(answers.stale), answers.stale[0].id)
             self._observer.stale_receipts(stale)
@@ -215,16 +217,15 @@ class SqsReader:
             return
         try:
             await self._visibility.landed(records)
-            await self._settle("ChangeMessageVisibilityBatch", records, {"VisibilityTimeout": round(delay)})
+            shown = {"VisibilityTimeout": round(delay)}
+            self._tell(await self._batch.settle("ChangeMessageVisibilityBatch", records, shown))
         except anyio.get_cancelled_exc_class():
             self._cut_off_releases.extend(records)
             raise
 
-    async def _settle(self, operation: str, records: Sequence[Record], extra: dict[str, Any]) -> Answers:
-        answers = await self._batch.settle(operation, records, extra)
+    def _tell(self, answers: Answers) -> None:
         if complaint := answers.complaint:
             self._trouble(complaint)
-        return answers
 
     def _trouble(self, problem: str) -> None:
         self._observer.trouble(Trouble(self._queue.mapping, problem, 0.0))

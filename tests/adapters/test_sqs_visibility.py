@@ -63,6 +63,20 @@ async def test_a_settled_message_is_no_longer_extended_and_the_rest_of_its_recei
 
 
 @virtual
+async def test_a_large_batch_stays_hidden_until_its_turn_to_be_deleted_has_come() -> None:
+    queue = FakeSqs(visibility_timeout=10)
+    queue.always(DELETE, Fault(before=1))
+    async with reading(queue) as reader:
+        records = await received(reader, queue, 1000)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reader.ack, records)
+            while queue.messages:
+                assert queue.visible == []
+                await anyio.sleep(0.5)
+        assert len(queue.deletions) == 100
+
+
+@virtual
 async def test_nothing_runs_while_nothing_is_held() -> None:
     queue = FakeSqs(visibility_timeout=30)
     async with reading(queue) as reader:
@@ -413,6 +427,18 @@ async def test_a_deletion_that_was_cut_off_is_finished_when_the_reader_closes() 
         await ack_cut_off(reader, queue)
         assert len(queue.messages) == 15
     assert queue.messages == {}
+
+
+@virtual
+async def test_what_still_waited_to_be_deleted_when_that_was_cut_off_is_not_given_back() -> None:
+    queue = FakeSqs()
+    async with reading(queue) as reader:
+        records = await received(reader, queue, 100)
+        queue.script(DELETE, *[HANGS] * 8)
+        with anyio.move_on_after(1):
+            await reader.ack(records)
+    assert queue.messages == {}
+    assert queue.changes == []
 
 
 @virtual
