@@ -65,6 +65,6 @@ class Polling:
             self._full = 0
 
     def failed(self) -> None:
-        """Learn from a receive that failed: one at a time until the source answers again."""
+        """Learn from a receive that failed, or brought what the function did not take: one at a time until that is over."""
         self.allowed = 1
         self._full = 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
+
 from poller.core.batch import size_of
+from poller.model import NotInvoked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,12 +62,30 @@ class Dispatch:
         self.in_flight_invocations += 1
         self.in_flight_records += len(call.records)
         self.in_flight_bytes += size
+        outcome: Outcome | None
         try:
             if self._withdraws is None:
-                return await self._invoker.invoke(call)
-            return await self._invoker.invoke_unless_closed(call, self._withdraws)
+                outcome = await self._invoker.invoke(call)
+            else:
+                outcome = await self._invoker.invoke_unless_closed(call, self._withdraws)
+            if slots.refused and not isinstance(outcome, NotInvoked | None):
+                slots.refused.popleft().set()
+            return outcome
         finally:
             self.in_flight_invocations -= 1
             self.in_flight_records -= len(call.records)
             self.in_flight_bytes -= size
             slots.release()
+
+    async def wait_refused(self, until: float) -> None:
+        """Wait with a batch that the function refused: until then, or until a handler of the function has ended, which may
+        leave what it had too little of. Who has waited longest, for whichever mapping, goes first."""
+        called = anyio.Event()
+        refused = self._invoker.slots.refused
+        refused.append(called)
+        try:
+            with anyio.CancelScope(deadline=until):
+                await called.wait()
+        finally:
+            if not called.is_set():
+                refused.remove(called)

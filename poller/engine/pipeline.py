@@ -166,6 +166,8 @@ class Pipeline:
 
     def _grow(self) -> None:
         self._polling.ceiling = max(1, self.dispatch.ceiling)
+        if self._is_refused:
+            self._polling.failed()
         while self._tasks and self._may_gather() and self.workers < self.dispatch.ceiling:
             self.workers += 1
             self.gathering += 1
@@ -175,9 +177,14 @@ class Pipeline:
     def _may_gather(self) -> bool:
         allowed = min(self._polling.allowed, self._polling.ceiling)
         # Records that were on their way back when the pipeline opened again are worked on at once.
-        if self._quieted.is_set():
+        if self._quieted.is_set() or self._is_refused:
             return False
         return self._door.is_open and (self.gathering < allowed or bool(self._returning))
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether the function takes no more. One batch alone may be refused for what is in it."""
+        return self._task.refused > 1
 
     async def _work(self, carried: Sequence[Record]) -> None:
         """One worker, started with a permission to gather."""

@@ -55,6 +55,8 @@ class Slots:
         self._places = places
         self._own_total = total
         self.taken = 0
+        self.refused: deque[anyio.Event] = deque()
+        """Who wait with a batch that the function did not take although it had a place; set when they are to try again."""
         self._waiters: deque[anyio.Event] = deque()
 
     def __repr__(self) -> str:

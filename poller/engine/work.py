@@ -3,6 +3,9 @@
 A queue offers a failed message again by itself, so each batch is invoked once, settled, and forgotten. It is tried again here
 only while no handler has seen it. What succeeded, or failed for the last time, is told to a destination first, if the mapping
 has one.
+
+A function that refuses a batch would refuse the next one too, and each receive counts on the way to the dead-letter queue. So
+nothing is received while several refused batches wait for their next try.
 """
 
 from __future__ import annotations
@@ -10,8 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
-
-import anyio
 
 from poller.core import envelope
 from poller.core.retry import Attempt, Settle, decide
@@ -43,6 +44,9 @@ DONE = Worked()
 class Work(Protocol):
     """Takes batches to their end, one at a time for each caller."""
 
+    refused: int
+    """Batches that wait because the function did not take them; while there are several, nothing more is to be received."""
+
     async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
         """Invoke, settle, and retry as the source's policy says; acknowledge `dropped`, which were filtered out of what was
         received with the batch, whatever becomes of it."""
@@ -71,6 +75,7 @@ class QueueWork:
         self._world = parts.world
         self._patience = patience
         self._gate = KeyGate() if ordered else None
+        self.refused = 0
 
     async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
         if self._gate is None:
@@ -120,11 +125,18 @@ class QueueWork:
             )
             if isinstance(decision, Settle):
                 return await self._settle(decision, dropped, witness, outcome)
-            if not await self._door.unless_closed(partial(anyio.sleep_until, decision.at)):
+            if not await self._door.unless_closed(partial(self._pause, decision.at)):
                 break
             attempt = Attempt(attempt.refusals + 1, attempt.since)
         await self._settler.done(dropped)
         return None
+
+    async def _pause(self, until: float) -> None:
+        self.refused += 1
+        try:
+            await self._dispatch.wait_refused(until)
+        finally:
+            self.refused -= 1
 
     async def _settle(
         self, decision: Settle, dropped: Sequence[Record], witness: Witness | None, outcome: Outcome

@@ -17,6 +17,7 @@ from tests.engine.fakes import (
     Dropping,
     Function,
     Mapping,
+    Queue,
     failing,
     settle_down,
     taking,
@@ -418,15 +419,83 @@ async def test_a_refused_batch_holds_no_place_while_it_pauses():
 
 @virtual
 async def test_a_refused_batch_does_not_hold_up_the_others():
-    mapping = Mapping(function=Function(*[BUSY] * 3))
+    async def handler(call):
+        return BUSY if "m1" in call.ids else OK
+
+    mapping = Mapping(function=Function(handler=handler), batch_size=1, patience=1000)
     mapping.queue.send()
     async with mapping.running():
-        await anyio.sleep(1.7)
+        await anyio.sleep(100)
+        mapping.queue.send(20)
+        await settle_down()
+        assert len(mapping.queue.acked) == 20
+
+
+@virtual
+async def test_a_refused_batch_is_tried_at_once_when_a_handler_has_ended():
+    mapping = Mapping(function=Function(*[BUSY] * 6), patience=100)
+    mapping.queue.send()
+    async with mapping.running():
+        await anyio.sleep(19)
+        assert mapping.function.times == [0.0, 0.5, 1.5, 3.5, 7.5, 15.5]
         mapping.queue.send()
         await settle_down()
-        assert mapping.queue.acked == ["m2"]
-        await anyio.sleep(4)
+        assert mapping.function.times == [0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 19.0, 19.0]
     assert mapping.queue.acked == ["m2", "m1"]
+
+
+@virtual
+async def test_nothing_more_is_received_while_refused_batches_wait_for_their_next_try():
+    mapping = Mapping(function=Function(*[BUSY] * 1000), patience=100.0)
+    mapping.queue.send(1000)
+    messages = list(mapping.queue.messages)
+    async with mapping.running() as pipeline:
+        await anyio.sleep(1)
+        received = sum(message.receives for message in messages)
+        assert received <= 100
+        await anyio.sleep(89)
+        assert sum(message.receives for message in messages) == received == pipeline.buffered_records
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+@virtual
+async def test_a_function_that_takes_less_than_the_mapping_may_send_is_kept_busy_and_burns_no_receives(fifo):
+    async def handler(call):
+        if mapping.function.running > 5:
+            return BUSY
+        await anyio.sleep(1)
+        return OK
+
+    mapping = Mapping(Queue(fifo=fifo), Function(handler=handler), maximum_concurrency=1000)
+    mapping.queue.latency = 0.02
+    for number in range(1000):
+        mapping.queue.send(group=f"group {number}")
+    messages = list(mapping.queue.messages)
+    async with mapping.running():
+        await anyio.sleep(25)
+        assert mapping.queue.messages == []
+    assert {message.receives for message in messages} == {1}
+
+
+@virtual
+async def test_a_mapping_with_a_backlog_leaves_another_its_turn_at_a_function_that_takes_little():
+    async def handler(call):
+        if function.running > 2:
+            return BUSY
+        await anyio.sleep(1)
+        return OK
+
+    function = Function(handler=handler)
+    busy = Mapping(function=function, name="busy", batch_size=1)
+    late = Mapping(function=function, name="late", batch_size=1, slots=busy.slots)
+    busy.queue.latency = late.queue.latency = 0.02
+    busy.queue.send(1000)
+    async with busy.running(), late.running():
+        await anyio.sleep(60.5)
+        late.queue.send(20)
+        await anyio.sleep(60)
+    assert late.queue.messages == []
+    assert len(busy.queue.acked) > 180
 
 
 # --- the invocation -----------------------------------------------------------------------------------------------------
