@@ -68,6 +68,11 @@ class Reader(Protocol):
         ...
 
     @property
+    def full(self) -> bool:
+        """True while it brings no more before something that it has brought is settled."""
+        ...
+
+    @property
     def behind(self) -> float | None:
         """Seconds between the last record received and the end of the shard; None when that is not known."""
         ...

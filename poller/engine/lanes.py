@@ -3,8 +3,9 @@
 A record's key decides its lane, so the records of one key stay in order while lanes run beside each other. The lanes share one
 reader: the first lane that has nothing to do reads on for all of them, and what belongs to others waits in their buffers. There
 is one bound for all that is held of a shard: past it the shard is read no further until the oldest records are done, so a slow
-key in the end slows its shard, and nothing is dropped. A read that fails is the failure of every lane, of those that come later
-too: only a lane that has heard of it reads again, so that lanes which pause for different times do not add up.
+key in the end slows its shard, and nothing is dropped. A batch that is filling goes then as it is: the oldest record may be in
+it, and the whole shard would wait for its window. A read that fails is the failure of every lane, of those that come later too:
+only a lane that has heard of it reads again, so that lanes which pause for different times do not add up.
 
 The checkpoint is a contiguous prefix of the shard over all lanes (law 3): every record is tracked in the order of the shard
 before a lane sees it, and settled in whatever order the lanes finish.
@@ -55,6 +56,11 @@ class Lane:
     def ended(self) -> bool:
         """True when the shard is closed and this lane has received all of its records."""
         return self._lanes.ended and not self.buffer
+
+    @property
+    def full(self) -> bool:
+        """True while all that may be held of the shard is, and nothing of it waits for this lane."""
+        return self._lanes.full and not self.buffer
 
     @property
     def behind(self) -> float | None:
@@ -134,16 +140,18 @@ class Lanes:
     # --- reading --------------------------------------------------------------------------------------------------------
 
     async def read_for(self, lane: Lane, limit: int, wait: float) -> None:
-        """Return when `lane` has records, the shard has ended, a read brought nothing, or `wait` seconds have passed.
+        """Return when `lane` has records, the shard has ended, a read brought nothing or filled the shard's room, or `wait`
+        seconds have passed.
 
         Raises what the last read raised, once for each lane.
         """
         until = anyio.current_time() + wait
-        while not (lane.buffer or self.ended):
+        was_full = self.full
+        while not (lane.buffer or self.ended or (self.full and not was_full)):
             if self._failure is not None and lane.heard < self._failed_reads:
                 lane.heard = self._failed_reads
                 raise self._failure
-            if self._reading or self._full:
+            if self._reading or self.full:
                 if not await self._change_before(until):
                     return
             elif not await self._read(lane, limit, until) or anyio.current_time() >= until:
@@ -151,7 +159,8 @@ class Lanes:
                 return
 
     @property
-    def _full(self) -> bool:
+    def full(self) -> bool:
+        """True while all that may be held is: nothing is read before the oldest records are done."""
         progress = self._progress
         return progress.held_records >= HELD_RECORDS or progress.held_bytes >= HELD_BYTES
 
@@ -204,9 +213,9 @@ class Lanes:
 
     def settle(self, records: Sequence[Record]) -> None:
         """Note that `records`, the very objects that were received, are done."""
-        was_full = self._full
+        was_full = self.full
         moved = self._progress.resolve(records)
         if moved is not None:
             self._moved(moved)
-            if was_full and not self._full:
+            if was_full and not self.full:
                 self._wake()

@@ -230,7 +230,8 @@ class Pipeline:
         dropped: Sequence[Record] = ()
         if not await self.dispatch.has_room():
             return Gathered(await self._hand_back(carried))
-        while not (rest or (batch.records and self._reader.ended)):
+        reader = self._reader
+        while not (rest or (batch.records and (reader.ended or reader.full))):
             due = batch.wait(self._world.clock())
             if due is not None and due <= 0:
                 break

@@ -35,6 +35,7 @@ class Watched:
     """A reader that knows when it has last received, and how much."""
 
     redelivers = False
+    full = False
 
     def __init__(self, reader: Reader, tenancy: Tenancy) -> None:
         self._reader = reader

@@ -31,6 +31,7 @@ class Replayed:
     """One shard of a replay, as `poller.ports.Reader`."""
 
     redelivers = False
+    full = False
     behind: float | None = None
     children: tuple[Shard, ...] = ()
 

@@ -187,6 +187,7 @@ class StreamReader:
     """Reads one shard for one mapping; see `poller.ports.Reader`."""
 
     redelivers = False
+    full = False
     tasks: TaskGroup
 
     def __init__(

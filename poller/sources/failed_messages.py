@@ -69,6 +69,7 @@ class FailedMessages:
     """See the module; a `poller.ports.Reader`."""
 
     redelivers = True
+    full = False
     behind: float | None = None
     children: tuple[Shard, ...] = ()
     doing = "reading"

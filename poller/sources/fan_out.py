@@ -134,6 +134,7 @@ class FanOutReader:
     """
 
     redelivers = False
+    full = False
 
     def __init__(
         self,

@@ -113,6 +113,7 @@ class SqsReader:
 
     redelivers = True
     ended = False
+    full = False
     behind: float | None = None
     doing = "reading"
     children: tuple[Shard, ...] = ()

@@ -249,6 +249,7 @@ class QueueReader:
     """The queue's `Reader`."""
 
     redelivers = True
+    full = False
     behind = None
     doing = "reading"
     children: tuple[Shard, ...] = ()

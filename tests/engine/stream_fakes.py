@@ -214,6 +214,7 @@ class StreamReader:
     """The stream's `Reader`."""
 
     redelivers = False
+    full = False
     doing = "reading"
 
     def __init__(self, stream: Stream, shard: str, index: int) -> None:

@@ -41,6 +41,7 @@ class ScriptedReader:
     """Gives out one page after the other, each after `latency` seconds; then it waits, or ends if it is `closed`."""
 
     redelivers = False
+    full = False
     doing = "reading"
     behind = 7.0
     children = (Shard("child"),)
@@ -179,6 +180,18 @@ async def test_a_stuck_key_stops_the_reading_of_its_shard_when_all_that_may_be_h
         clicks.function._handler = None
         await anyio.sleep(61)
         assert await clicks.position_of() == "101"
+
+
+@virtual
+async def test_a_batch_does_not_wait_for_its_window_when_all_that_may_be_held_of_its_shard_is(monkeypatch):
+    monkeypatch.setattr(lanes_module, "HELD_RECORDS", 10)
+    clicks = Clicks(lanes=2, batch_size=5, window=300.0)
+    clicks.stream.put_keys(A + B * 50)
+    async with clicks.running():
+        await settle_down()
+        assert [batch for batch in clicks.function.batches if "1" in batch] == [["1"]]
+        await anyio.sleep(2)
+        assert int(await clicks.position_of()) >= 45
 
 
 @virtual
@@ -379,7 +392,10 @@ def test_a_full_buffer_is_read_no_further_until_there_is_room(monkeypatch, bound
         lanes, _ = lanes_over(reader)
         lane, other = lanes.lanes
         assert await lane.receive(1, 100.0) == []
-        assert anyio.current_time() == 100.0
+        # That there is no more to come is told as soon as it is known, and once.
+        assert (anyio.current_time(), lane.full, other.full) == (4.0, True, False)
+        assert await lane.receive(1, 100.0) == []
+        assert anyio.current_time() == 104.0
         assert (len(reader.asked), lanes.waiting_records) == (4, 4)
         got = []
 

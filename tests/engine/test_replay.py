@@ -34,6 +34,7 @@ class Reader:
     """The records of one shard, which ends."""
 
     redelivers = False
+    full = False
     behind = None
     doing = "reading"
     children = ()
