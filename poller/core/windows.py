@@ -9,7 +9,8 @@ An open window is due when
 
 * the next record arrived at or after its end; or
 * its shard has ended; or
-* its shard is read up to the tip and brings nothing, and `GRACE` seconds have passed since the end of the window; or
+* its shard is read up to the tip and has brought nothing for `QUIET` seconds, and `GRACE` seconds have passed since the end of
+  the window; or
 * its state has outgrown `STATE_LIMIT`: the end is early then, and the final invoke carries that state.
 
 The final invoke has no records and its state is dropped. After it the next record opens the window it belongs to, with an
@@ -47,6 +48,9 @@ STATE_LIMIT = 1024 * 1024
 RESPONSE_LIMIT = 5 * 1024 * 1024
 #: Seconds after its end at which the window of a shard that brings nothing more is closed.
 GRACE = 120.0
+#: Seconds for which a shard has to bring nothing until it counts as read up to the tip. A single read of DynamoDB may be empty
+#: although more is to come, and what comes after a pause or a restart can be of a window that ended long ago.
+QUIET = 30.0
 
 
 @dataclass(frozen=True, slots=True)

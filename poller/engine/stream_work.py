@@ -24,6 +24,7 @@ same policy applies to.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import is_
@@ -138,6 +139,8 @@ class StreamWork:
         self._witness: Witness | None = None
         self._window_before = window
         self._parking = parking
+        # Since when the shard brings nothing, and when that was seen last.
+        self._quiet_since = self._quiet_at = -math.inf
         # How often in a row nothing could be parked.
         self._full = 0
         self._world = parts.world
@@ -159,6 +162,7 @@ class StreamWork:
     # --- batches --------------------------------------------------------------------------------------------------------
 
     async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
+        self._quiet_at = -math.inf
         # That costs nothing here, and a batch may be tried for days.
         await self._parts.settler.done(dropped)
         left = await (self._finish_windows(batch) if self._batches.window_length else self._finish(batch))
@@ -412,7 +416,13 @@ class StreamWork:
         window, reader = self.window, self._parts.reader
         if window is None:
             return
-        at_tip = reader.behind is not None and reader.behind <= 0
+        now = self._world.clock()
+        if now > self._quiet_at + windows.QUIET:
+            # Nobody has asked for long: not before the start, during a batch, or behind a closed door.
+            self._quiet_since = now
+        self._quiet_at = now
+        quiet = now >= self._quiet_since + windows.QUIET
+        at_tip = quiet and reader.behind is not None and reader.behind <= 0
         if windows.is_due(window, None, self._world.wall(), ended=reader.ended, at_tip=at_tip):
             await self._close_window()
 

@@ -109,6 +109,8 @@ class Stream:
         self.began = anyio.current_time()
         #: Whether the end of a shard names its children.
         self.names_children = True
+        #: Reads that bring nothing and look like the end of the shard, whatever it holds.
+        self.blank_reads = 0
         self._numbers = count(1)
         self._names = count(0)
         self._changed = anyio.Event()
@@ -221,6 +223,7 @@ class StreamReader:
         self._stream = stream
         self._shard = shard
         self._index = index
+        self._seems_done = False
 
     @property
     def ended(self) -> bool:
@@ -229,7 +232,7 @@ class StreamReader:
 
     @property
     def behind(self) -> float | None:
-        return 0.0 if self._index >= len(self._stream.records[self._shard]) else 1.0
+        return 0.0 if self._seems_done or self._at_tip else 1.0
 
     @property
     def children(self) -> tuple[Shard, ...]:
@@ -248,6 +251,12 @@ class StreamReader:
             await stream.wait_for_change(wait)
         if self._shard in stream.gone:
             raise ShardGone
+        if stream.blank_reads:
+            stream.blank_reads -= 1
+            self._seems_done = True
+            await anyio.sleep(1.0)
+            return []
+        self._seems_done = False
         found = stream.records[self._shard][self._index : self._index + limit]
         self._index += len(found)
         return [record._replace(event=event(record.id, record.key)) for record in found]

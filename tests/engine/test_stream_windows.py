@@ -351,7 +351,7 @@ async def test_a_door_that_closes_during_the_retries_of_a_final_invocation_loses
         assert window_of(clicks) is not None
         clicks.function.replies.clear()
         keeper.open()
-        await anyio.sleep(21)
+        await anyio.sleep(windows.QUIET + 41)
     assert clicks.function.seen == [invoked("1"), *[final(1)] * 3, *rest]
     assert await clicks.position_of() == str(1 + len(rest))
     saved = (await clicks.saved())["shard-000"]
@@ -427,6 +427,38 @@ async def test_the_state_survives_a_restart_together_with_the_position():
         put_at(again.stream, 10)
         await settle_down()
     assert again.function.seen == [invoked("5", after=4), final(5), invoked("6")]
+
+
+@virtual
+async def test_a_read_that_is_empty_although_more_is_to_come_ends_no_window_after_a_restart():
+    clicks = windowed()
+    clicks.stream.put(1)
+    async with clicks.running():
+        await settle_down()
+    put_at(clicks.stream, 5)
+    await anyio.sleep(600)
+    clicks.stream.blank_reads = 10
+    again = windowed(stream=clicks.stream, store=clicks.store, world=clicks.world)
+    async with again.running():
+        await anyio.sleep(15)
+        assert again.function.seen == [invoked("2", after=1)]
+        await anyio.sleep(windows.QUIET + 41)
+    assert again.function.seen[1:] == [final(2)]
+
+
+@virtual
+async def test_a_read_that_is_empty_although_more_is_to_come_ends_no_window_after_a_pause():
+    clicks = windowed()
+    clicks.stream.put(1)
+    async with clicks.running() as keeper:
+        await anyio.sleep(windows.QUIET + 50)
+        keeper.close()
+        put_at(clicks.stream, 5)
+        await anyio.sleep(600)
+        clicks.stream.blank_reads = 10
+        keeper.open()
+        await anyio.sleep(15)
+    assert clicks.function.seen == [invoked("1"), invoked("2", after=1)]
 
 
 @virtual
