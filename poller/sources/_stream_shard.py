@@ -262,7 +262,11 @@ class ShardReads:
         onward = after(self._api.number(records[-1])) if records else position
         if reply.next_iterator is None:
             onward = END
-        page = Page(position, records, onward, self._api.number, reply.behind, reply.children, trimmed)
+        behind = reply.behind
+        if behind is None and reply.records and not records:
+            # More may follow what is not wanted.
+            behind = max(0.001, self._wall() - self._api.arrived(reply.records[-1]))
+        page = Page(position, records, onward, self._api.number, behind, reply.children, trimmed)
         self._measure(page, reply, sent)
         if reply.next_iterator is not None:
             self._move_on(page, cursor, reply, sent)

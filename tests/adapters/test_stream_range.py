@@ -96,6 +96,27 @@ async def test_from_a_time_to_a_time(kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 @virtual
+async def test_what_is_older_than_the_first_time_may_be_much(kind: str):
+    rig = Rig.of(kind)
+    rig.fake.put(*["old"] * 5_000)
+    await anyio.sleep(10)
+    rig.fake.put(*"ab")
+    wanted = Range(Target("TIME", time=EPOCH + 9), Target("TIME", time=EPOCH + 11))
+    await anyio.sleep(10)
+    assert await replayed(ranged(rig, wanted)) == ["a", "b"]
+
+
+@virtual
+async def test_a_closed_shard_has_not_ended_because_reads_bring_nothing():
+    rig = Rig.of("dynamodb")
+    rig.fake.put(*"ab")
+    rig.fake.shards[next(iter(rig.fake.shards))].closed = True
+    rig.fake.script("GetRecords", *[{"Records": [], "NextShardIterator": "iterator-0"}] * 10)
+    assert await replayed(ranged(rig, Range(HORIZON, Target("TIME", time=wall() + 10)))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@virtual
 async def test_from_a_number_to_a_number_both_included(kind: str):
     rig = Rig.of(kind)
     numbers = rig.fake.put(*"abcdef")
