@@ -34,7 +34,8 @@ LOOK_WAIT = 2.0
 SKIP = 1_000
 #: Seconds between two iterators of one shard.
 SEEK_PAUSE = 0.5
-#: Looks that find nothing, in a row, at the end of a shard that is open: one may be empty although more is to come.
+#: Looks that find nothing, in a row, at the end of a shard that is open: one may be empty although more is to come. One that is
+#: closed says itself where it ends.
 EMPTY_LOOKS = 3
 
 
@@ -177,9 +178,9 @@ class Walk:
             start = StartAt("AT_SEQUENCE_NUMBER", self._ahead[0][1].first)
         async with self._stream.open(shard, start) as source:
             # Not raised in here: the source's own tasks would make a group of it.
-            return await self._follow(source)
+            return await self._follow(source, closed=shard.closed)
 
-    async def _follow(self, source: Reader) -> AwsError | None:
+    async def _follow(self, source: Reader, *, closed: bool) -> AwsError | None:
         empty = idle = 0
         while self._ahead or self._begun:
             try:
@@ -193,7 +194,7 @@ class Walk:
                 idle = 0 if await self._look_at(record) else idle + 1
             await self._put()
             empty = 0 if records else empty + 1
-            at_end = source.behind == 0 and empty >= EMPTY_LOOKS
+            at_end = not closed and source.behind == 0 and empty >= EMPTY_LOOKS
             if not records and (source.ended or at_end):
                 await self._nothing_left()
             if idle > SKIP and not self._begun:

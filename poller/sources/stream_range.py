@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 #: Records that one look brings, and seconds that it waits.
 LOOK = 500
 LOOK_WAIT = 2.0
-#: Looks that find nothing, in a row, at the end of a shard that is open: one may be empty although more is to come.
+#: Looks that find nothing, in a row, at the end of a shard that is open: one may be empty although more is to come. One that is
+#: closed says itself where it ends.
 EMPTY_LOOKS = 3
 
 
@@ -116,7 +117,7 @@ class StreamRange:
             try:
                 async with self._stream.open(shard, at) as source:
                     # An error is not raised in here: the source's own tasks would make a group of it.
-                    error, at = await self._follow(shard.id, source, reader, at)
+                    error, at = await self._follow(shard, source, reader, at)
             except ShardGone:
                 break
             except AwsError as raised:
@@ -133,7 +134,7 @@ class StreamRange:
         return StartAt("AFTER_SEQUENCE_NUMBER", done.sequence_number, done.sub_sequence_number)
 
     async def _follow(
-        self, shard: str, source: Reader, reader: Replayed, at: StartAt
+        self, shard: Shard, source: Reader, reader: Replayed, at: StartAt
     ) -> tuple[AwsError | None, StartAt]:
         """Read on to the end of the range; or to an error, and where it came."""
         empty = 0
@@ -147,7 +148,7 @@ class StreamRange:
             wanted: list[Record] = []
             for record in records:
                 if self._range.is_behind(record):
-                    await self._offer(shard, wanted, reader)
+                    await self._offer(shard.id, wanted, reader)
                     return None, at
                 checkpoint = self._replaying.envelope.checkpoint(record)
                 at = StartAt(
@@ -157,9 +158,10 @@ class StreamRange:
                     wanted.append(record)
                 else:
                     self._tally.filtered += 1
-            await self._offer(shard, wanted, reader)
+            await self._offer(shard.id, wanted, reader)
             empty = 0 if records else empty + 1
-            if not records and (source.ended or (source.behind == 0 and empty >= EMPTY_LOOKS)):
+            at_end = not shard.closed and source.behind == 0 and empty >= EMPTY_LOOKS
+            if not records and (source.ended or at_end):
                 return None, at
 
     async def _offer(self, shard: str, wanted: Sequence[Record], reader: Replayed) -> None:

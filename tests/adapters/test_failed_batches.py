@@ -186,6 +186,17 @@ async def test_reading_goes_on_behind_the_last_record_after_a_failure():
 
 
 @virtual
+async def test_a_closed_shard_has_not_ended_because_reads_bring_nothing():
+    rig = Rig.of("dynamodb")
+    numbers = rig.fake.put(*"abc")
+    rig.fake.shards[next(iter(rig.fake.shards))].closed = True
+    rig.fake.script("GetRecords", *[{"Records": [], "NextShardIterator": "iterator-0"}] * 10)
+    failed = reading(rig, numbers)
+    assert await failed.all() == [["a", "b", "c"]]
+    assert (failed.box.finished, failed.box.kept) == (["m1"], [])
+
+
+@virtual
 async def test_a_long_way_between_two_batches_is_skipped(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_walk, "SKIP", 20)
     monkeypatch.setattr(_walk, "LOOK", 10)

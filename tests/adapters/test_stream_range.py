@@ -267,6 +267,6 @@ class Vanishing:
 @virtual
 async def test_a_shard_that_goes_while_it_is_read_ends():
     source = ranged(Rig.of("kinesis"), Range(HORIZON, Target("TIME", time=1.0)))
-    error, _ = await source._follow("s", Vanishing(), None, StartAt())  # type: ignore[arg-type]
+    error, _ = await source._follow(Shard("s"), Vanishing(), None, StartAt())  # type: ignore[arg-type]
     assert error is None
     assert Shard("s").parents == ()
