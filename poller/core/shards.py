@@ -58,6 +58,14 @@ StartingPosition = Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP"]
 SKEW = 10.0
 
 
+def held_up(start: StartAt, now: float) -> StartAt:
+    """`start` for a reader that is opened only now (Unix time): the records that came since the first listing are wanted, so a
+    latest that is another one by now has to be sought."""
+    if start.kind == "LATEST" and now >= start.timestamp + SKEW:
+        return StartAt("AT_TIMESTAMP", timestamp=start.timestamp - SKEW)
+    return start
+
+
 class ShardTree:
     """The shards of one stream as one mapping knows them.
 
@@ -171,8 +179,7 @@ class ShardTree:
         self._reading.add(shard_id)
         # Finished once, and moved back by a command since.
         self._finished.discard(shard_id)
-        # Its records since the first listing are wanted, so a start that was held up has to seek them.
-        is_latest = first and shard_id in self._latest and now < checkpoint.since + 2 * SKEW
+        is_latest = first and shard_id in self._latest
         self._latest.discard(shard_id)
         if checkpoint.sequence_number:
             number, sub = checkpoint.sequence_number, checkpoint.sub_sequence_number
@@ -180,7 +187,7 @@ class ShardTree:
         if not checkpoint.since:
             return StartAt("TRIM_HORIZON")
         if is_latest:
-            return StartAt("LATEST", timestamp=checkpoint.since + SKEW)
+            return held_up(StartAt("LATEST", timestamp=checkpoint.since + SKEW), now)
         return StartAt("AT_TIMESTAMP", timestamp=checkpoint.since)
 
     def release(self, shard_id: str) -> None:

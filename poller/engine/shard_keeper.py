@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from poller.core.retry import backoff
-from poller.core.shards import ShardTree
+from poller.core.shards import ShardTree, held_up
 from poller.engine.breaker import Breaker
 from poller.engine.checkpointer import Checkpointer
 from poller.engine.door import Door
@@ -329,6 +329,8 @@ class ShardKeeper:
         self._opening[shard.id] = "opening"
         async with AsyncExitStack() as stack:
             async with self._opening_places:
+                # Its turn may have been long in coming.
+                start = held_up(start, self._world.wall())
                 reader = await stack.enter_async_context(self._source.open(shard, start))
             self.health.recovered(shard.id)
             del self._opening[shard.id]

@@ -555,6 +555,19 @@ async def test_many_shards_are_opened_a_few_at_a_time():
 
 
 @virtual
+async def test_a_shard_that_waited_for_its_turn_to_be_opened_gets_what_came_since_the_mapping_began():
+    clicks = Clicks(stream=Stream(41), position="LATEST")
+    clicks.stream.opening_time = 12
+    async with clicks.running():
+        await anyio.sleep(11)
+        put = {shard: clicks.stream.put(shard=shard) for shard in clicks.stream.records}
+        await anyio.sleep(60)
+    assert [start.kind for _, start in clicks.stream.opened] == [*["LATEST"] * 40, "AT_TIMESTAMP"]
+    last, _ = clicks.stream.opened[-1]
+    assert clicks.ids == put[last]
+
+
+@virtual
 async def test_a_bug_in_one_shard_is_the_mappings():
     clicks = Clicks()
     clicks.stream.failures = [ZeroDivisionError()]
