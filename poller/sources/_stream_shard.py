@@ -60,6 +60,9 @@ SKEW = 10.0
 #: A record this much younger than the retention cannot be the first one left, or nothing can be told from it.
 NEAR_HORIZON = 3600.0
 
+#: Seconds for which reads have to bring nothing before that is the end of a shard whose source does not say so: records may lie
+#: behind a read that was empty.
+SURE = 30.0
 #: Seconds by which an event loop may wake somebody too early (uvloop counts in milliseconds): to sleep for the rest would be
 #: to spin.
 TICK = 0.002
@@ -328,8 +331,9 @@ class ShardReads:
         began = 0.0
         if page.start.timestamp:
             began = anyio.current_time() - (self._wall() - page.start.timestamp)
-        # If the reply proves nothing, the tip itself has to be older than the reader.
-        return tip.last_at >= began and (page.behind == 0 or tip.first_at <= began)
+        # If the reply proves nothing, the tip itself has to be older than the reader, and to have been one for long.
+        proven = tip.first_at <= began and tip.last_at >= tip.first_at + SURE
+        return tip.last_at >= began and (page.behind == 0 or proven)
 
     # --- iterators ------------------------------------------------------------------------------------------------------
 

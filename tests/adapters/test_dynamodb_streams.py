@@ -7,7 +7,7 @@ import pytest
 
 from poller.errors import BadReply
 from poller.model import Shard, StartAt
-from tests.adapters.stream_reading import LATEST, TRIM_HORIZON, Rig, data, drain, idle, receive
+from tests.adapters.stream_reading import LATEST, TRIM_HORIZON, Rig, after, data, drain, idle, receive
 from tests.engine.fakes import virtual
 from tests.fake_streams import DAY, EPOCH, FakeDynamoDbStream, refused
 
@@ -159,3 +159,21 @@ async def test_an_end_without_records_is_an_end() -> None:
     async with Rig(fake).open() as reader:
         assert await drain(reader) == []
         assert reader.children == ()
+
+
+@virtual
+async def test_latest_brings_nothing_older_where_another_mapping_has_yet_to_find_its_records() -> None:
+    rig = Rig.of("dynamodb")
+    first, *_ = rig.fake.put("first", "old", "older")
+    async with rig.open(after(first), mapping="behind") as behind:
+        blank = {"Records": [], "NextShardIterator": "iterator-0"}
+        rig.fake.script("GetRecords", blank)
+        assert not await behind.receive(10, 1)
+        await anyio.sleep(1)
+        async with rig.open(LATEST, mapping="new") as new:
+            rig.fake.script("GetRecords", blank)
+            assert not await behind.receive(10, 1)
+            await idle(new, 5)
+            rig.fake.put("newest")
+            assert await receive(new, 1) == ["newest"]
+        assert await receive(behind, 3) == ["old", "older", "newest"]
