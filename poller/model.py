@@ -449,7 +449,7 @@ class StaleReceipts:
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """Records that were removed from a stream before the mapping had read them."""
+    """Records that were removed from a stream before the mapping had read them, one by one or with their shard."""
 
     mapping: str
     shard: str

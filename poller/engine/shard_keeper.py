@@ -37,6 +37,7 @@ from poller.engine.reading import Reading
 from poller.engine.status import IDLE, ShardStatus
 from poller.engine.unparking import Unparking
 from poller.errors import PollerError, ShardGone, StoreError
+from poller.model import Trimmed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
@@ -311,6 +312,7 @@ class ShardKeeper:
                 if await self._read(shard, start):
                     return
             except ShardGone:
+                self._tell_gone(shard.id)
                 await self._finish(shard, ())
                 return
             except PollerError as error:
@@ -342,9 +344,16 @@ class ShardKeeper:
             finally:
                 del self._reading[shard.id]
         if reading.lanes.drained:
+            if not reader.ended:
+                self._tell_gone(shard.id)
             await self._finish(shard, reader.children)
             return True
         return False
+
+    def _tell_gone(self, shard: str) -> None:
+        """A shard went before it was read to its end: what came behind its checkpoint cannot be read any more."""
+        if after := self.checkpoints[shard].sequence_number:
+            self.invoker.observer.trimmed(Trimmed(self._name, shard, after, None))
 
     def _begin_reading(self, shard: Shard, reader: Reader) -> Reading:
         return Reading(self, shard, reader, self.door)

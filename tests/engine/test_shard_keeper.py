@@ -7,7 +7,7 @@ import pytest
 
 from poller.engine import shard_keeper
 from poller.errors import AccessDenied, ResourceNotFound, StoreError, Throttled, Unreachable
-from poller.model import Checkpoint, MappingState, StartAt, StateChanged, Trouble
+from poller.model import Checkpoint, MappingState, StartAt, StateChanged, Trimmed, Trouble
 from poller.stores.memory import MemoryStore
 from tests.engine.fakes import EPOCH, ERROR, OK, Dropping, Function, settle_down, taking, virtual
 from tests.engine.stream_fakes import Clicks, Stream
@@ -344,6 +344,33 @@ async def test_forgetting_waits_for_a_store_that_is_down():
         store.broken = None
         await anyio.sleep(100)
     assert "shard-000" not in await clicks.saved()
+
+
+@virtual
+async def test_a_shard_that_goes_before_it_is_read_to_its_end_is_told_of():
+    clicks = Clicks(stream=Stream(2))
+    clicks.stream.put(3)
+    async with clicks.running():
+        await anyio.sleep(2)
+        clicks.stream.remove("shard-000")
+        # Of a shard of which nothing was read, nobody knows whether there was anything.
+        clicks.stream.remove("shard-001")
+        await anyio.sleep(30)
+    assert clicks.observer.of(Trimmed) == [Trimmed("clicks", "shard-000", "3", None)]
+
+
+@virtual
+async def test_a_shard_that_went_while_nothing_ran_is_told_of():
+    clicks = Clicks()
+    clicks.stream.put(3)
+    async with clicks.running():
+        await anyio.sleep(2)
+    clicks.stream.create("shard-000")
+    clicks.stream.gone.add("shard-000")
+    again = Clicks(stream=clicks.stream, store=clicks.store)
+    async with again.running():
+        await anyio.sleep(30)
+    assert again.observer.of(Trimmed) == [Trimmed("clicks", "shard-000", "3", None)]
 
 
 @virtual
