@@ -231,7 +231,7 @@ class ShardReads:
         try:
             return await self._page(position)
         except RequestRefused as error:
-            if error.code != TRIMMED or position == TRIM_HORIZON:
+            if error.code != TRIMMED or not position.sequence_number:
                 raise
         self._cursors.pop(position, None)
         page = Page(position, [], TRIM_HORIZON, self._api.number, trimmed=True)
@@ -394,4 +394,5 @@ def may_be_oldest(arrived: float, api: StreamApi, now: float) -> bool:
 
 def _outlived(error: AwsError, position: Position) -> bool:
     """Whether another iterator for the same position would do."""
-    return error.code == EXPIRED or (error.code == TRIMMED and position == TRIM_HORIZON)
+    # In front of the first record the trim horizon only has to be sought again, and what is older skipped as before.
+    return error.code == EXPIRED or (error.code == TRIMMED and not position.sequence_number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from poller.errors import BadReply
+from poller.errors import BadReply, RequestRefused
 from poller.model import Shard, StartAt
 from tests.adapters.stream_reading import LATEST, TRIM_HORIZON, Rig, after, data, drain, idle, receive
 from tests.engine.fakes import virtual
@@ -149,6 +149,23 @@ async def test_trimming_at_the_trim_horizon_itself_is_no_news() -> None:
         fake.put("one")
         fake.script("GetRecords", refused("TrimmedDataAccessException"))
         assert await receive(reader, 1) == ["one"]
+    assert not rig.trimmed
+
+
+@pytest.mark.parametrize("times", [1, 4])
+@virtual
+async def test_trimming_in_front_of_a_time_brings_nothing_older(times: int) -> None:
+    fake = FakeDynamoDbStream()
+    rig = Rig(fake)
+    fake.put("old", "older")
+    await anyio.sleep(HOUR)
+    fake.put("new")
+    async with rig.open(StartAt("AT_TIMESTAMP", timestamp=EPOCH + HOUR)) as reader:
+        fake.script("GetRecords", *[refused("TrimmedDataAccessException")] * times)
+        if times > 3:
+            with pytest.raises(RequestRefused):
+                await receive(reader, 1)
+        assert await receive(reader, 1) == ["new"]
     assert not rig.trimmed
 
 
