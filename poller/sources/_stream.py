@@ -83,12 +83,12 @@ class Stream(StreamApi):
         """Shards that somebody reads."""
         return len(self._open)
 
-    async def shards(self) -> Sequence[Shard]:
-        """All shards; a listing that was begun a moment ago is good enough."""
+    async def shards(self, age: float = LISTING_LIFE) -> Sequence[Shard]:
+        """All shards, of a listing that was begun not more than `age` seconds before this was asked."""
+        good_since = anyio.current_time() - age
         async with self._listing:
-            now = anyio.current_time()
-            if self._listed is None or now - self._listed[0] >= LISTING_LIFE:
-                self._listed = now, await self.list_shards()
+            if self._listed is None or self._listed[0] < good_since:
+                self._listed = anyio.current_time(), await self.list_shards()
             return self._listed[1]
 
     def forget_listing(self) -> None:

@@ -73,6 +73,10 @@ class StreamApi(ABC):
         """All shards with records in them or to come."""
 
     @abstractmethod
+    async def shards(self, age: float) -> Sequence[Shard]:
+        """The same, of a listing that was begun not more than `age` seconds before this was asked."""
+
+    @abstractmethod
     async def seek(self, shard_id: str, position: Position) -> str:
         """The iterator for a position. Not for AT_TIMESTAMP where the source does not seek by time."""
 

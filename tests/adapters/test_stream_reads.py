@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from poller.errors import AccessDenied, BadReply, ResourceNotFound, ServiceFault, ShardGone, Throttled
-from poller.model import StartAt, Trimmed
+from poller.model import Shard, StartAt, Trimmed
 from poller.sources import _stream as stream_module
 from poller.sources import _stream_page as page_bounds
 from tests.adapters.stream_reading import (
@@ -216,6 +216,28 @@ async def test_a_stream_that_lists_no_shards_at_all_has_lost_none(kind: str) -> 
         async with rig.open(after("12345678901234567890"), shard=name):
             pass
     assert not isinstance(raised.value, ShardGone)
+
+
+@virtual
+async def test_many_shards_that_are_gone_are_found_out_with_few_listings(kind: str) -> None:
+    rig = Rig(make_fake(kind, shards=250, latency=0.5))
+    gone = 0
+
+    async def open_gone(number: int) -> None:
+        nonlocal gone
+        await anyio.sleep(number / 100)
+        with pytest.raises(ShardGone):
+            async with rig.source().open(Shard(f"gone-{number}"), after("1")):
+                pass
+        gone += 1
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(40):
+            tasks.start_soon(open_gone, number)
+    assert gone == 40
+    listing = "ListShards" if kind == "kinesis" else "DescribeStream"
+    # Three pages each.
+    assert len(rig.fake.calls_of(listing)) <= 6
 
 
 @virtual
