@@ -21,6 +21,7 @@ from tests.engine.fakes import (
     BUSY,
     ERROR,
     OK,
+    Dropping,
     Function,
     failing,
     in_virtual_time,
@@ -192,6 +193,18 @@ async def test_a_batch_does_not_wait_for_its_window_when_all_that_may_be_held_of
         assert [batch for batch in clicks.function.batches if "1" in batch] == [["1"]]
         await anyio.sleep(2)
         assert int(await clicks.position_of()) >= 45
+
+
+@virtual
+async def test_nor_does_it_wait_when_all_that_is_held_behind_it_was_filtered_out(monkeypatch):
+    monkeypatch.setattr(lanes_module, "HELD_RECORDS", 10)
+    dropping = Dropping(*[str(number) for number in range(2, 51)])
+    clicks = Clicks(batch_size=5, window=300.0, filters=dropping)
+    clicks.stream.put(50)
+    async with clicks.running():
+        await anyio.sleep(2)
+        assert clicks.function.batches == [["1"]]
+        assert await clicks.position_of() == "50"
 
 
 @virtual
