@@ -344,6 +344,23 @@ async def test_mappings_that_began_at_different_places_of_a_quiet_shard_come_tog
 
 
 @virtual
+async def test_a_latest_that_was_throttled_for_long_is_sought_where_it_was(kind: str) -> None:
+    rig = Rig.of(kind)
+    rig.fake.put("old")
+    await anyio.sleep(MINUTE)
+    rig.fake.script("GetShardIterator", *[throttled("GetShardIterator")] * 7)
+    async with anyio.create_task_group() as tasks:
+
+        async def put() -> None:
+            await anyio.sleep(12)
+            rig.fake.put("new")
+
+        tasks.start_soon(put)
+        async with rig.open(StartAt("LATEST", timestamp=wall())) as reader:
+            assert await receive(reader, 1) == ["new"]
+
+
+@virtual
 async def test_a_late_mapping_never_gets_what_was_there_before_it(kind: str) -> None:
     rig = Rig.of(kind)
     async with rig.open(LATEST) as early, anyio.create_task_group() as tasks:
