@@ -314,6 +314,7 @@ def _kinds() -> tuple[tuple[tuple[type[BaseException], ...], _Kind], ...]:
         boto.TokenRetrievalError,
     )
     cut_off = (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, ResponseParserError)
+    proxy = (ProxyRefused, aiohttp.ClientHttpProxyError)
     tls = (aiohttp.ClientSSLError, boto.SSLError, ssl.SSLError)
     late = (TimeoutError, boto.ReadTimeoutError, boto.ConnectTimeoutError)
     broken = (aiohttp.ClientError, boto.HTTPClientError, boto.ConnectionError, OSError)
@@ -324,11 +325,11 @@ def _kinds() -> tuple[tuple[tuple[type[BaseException], ...], _Kind], ...]:
         ),
         (stale, (CredentialsInvalid, "CredentialRetrieval", _REFRESH)),
         ((BrokenReply,), (BadReply, "BadReply", "it is tried again")),
-        (cut_off, (BadReply, "BadReply", "the reply was cut off or is not HTTP; it is tried again")),
         (
-            (ProxyRefused,),
+            proxy,
             (Unreachable, "Proxy", "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment"),
         ),
+        (cut_off, (BadReply, "BadReply", "the reply was cut off or is not HTTP; it is tried again")),
         (tls, (Unreachable, "Tls", "check the certificate and [aws] ca_bundle")),
         (late, (Unreachable, "Timeout", "the endpoint did not answer in time; it is tried again")),
         (broken, (Unreachable, "Unreachable", "check the network and [aws] endpoint_url")),
