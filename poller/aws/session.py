@@ -7,6 +7,7 @@ wanted, and all is shared: two hundred queues of one region use one client and o
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -163,13 +164,13 @@ class AwsSession:
         from poller.aws.signing import target
         from poller.aws.wire import Wire
 
-        meta = (await self._shared_client(key)).meta
-        where = target(meta.endpoint_url)
+        client = await self._shared_client(key)
+        where = target(await _endpoint_of(client, key[0]))
         proxy = proxy_for(where.url)
         secure = where.url.startswith("https:") or (proxy is not None and proxy.secure)
         route = Route(where.url, await self._shared_tls() if secure else None, proxy)
         pool = await self._opened.enter_async_context(Pool(route))
-        return Wire(key[0], meta.region_name, where, self._credentials, pool, self._observer)
+        return Wire(key[0], client.meta.region_name, where, self._credentials, pool, self._observer)
 
     async def _sdk_wire(self, key: _Key) -> HotApi:
         from poller.aws.sdk import SdkWire
@@ -181,7 +182,9 @@ class AwsSession:
         from poller.aws.dial import tls_context
 
         if self._tls is None:
-            ca_bundle = self._config.ca_bundle or self._session().get_config_variable("ca_bundle")
+            configured = self._config.ca_bundle or self._session().get_config_variable("ca_bundle")
+            # Which botocore's clients look at as well, without saying so in their configuration.
+            ca_bundle = configured or os.environ.get("REQUESTS_CA_BUNDLE")
             self._tls = await asyncio.to_thread(tls_context, ca_bundle and str(ca_bundle))
         return self._tls
 
@@ -255,3 +258,15 @@ class AwsSession:
             self._creator(session, None), source, self._config.role_arn, {"RoleSessionName": "poller"}
         )
         return AioDeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
+
+
+async def _endpoint_of(client: Any, service: str) -> str:
+    """Return where `client` sends the hot calls of `service`; raises AwsError."""
+    # Its `meta.endpoint_url` follows older rules, which are wrong for some variants (FIPS, dual-stack) of some regions.
+    operation = min(HOT_OPERATIONS[service])
+    model = client.meta.service_model.operation_model(operation)
+    try:
+        url, _, _ = await client._resolve_endpoint_ruleset(model, {}, {})
+    except foreign() as error:
+        raise translate(error, service=service, operation=operation) from error
+    return str(url)

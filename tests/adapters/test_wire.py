@@ -251,6 +251,48 @@ async def test_a_proxy_that_refuses_is_named_as_the_cause(
     assert caught.value.code == "Proxy"
 
 
+@pytest.mark.parametrize("wire", ["fast", "sdk"])
+@pytest.mark.parametrize(
+    ("service", "region", "variant", "host"),
+    [
+        ("sqs", "eu-west-1", "", "sqs.eu-west-1.amazonaws.com"),
+        ("sqs", "cn-north-1", "", "sqs.cn-north-1.amazonaws.com.cn"),
+        ("sqs", "us-iso-east-1", "FIPS", "sqs-fips.us-iso-east-1.c2s.ic.gov"),
+        ("kinesis", "us-gov-west-1", "FIPS", "kinesis.us-gov-west-1.amazonaws.com"),
+        ("kinesis", "eu-west-1", "DUALSTACK", "kinesis.eu-west-1.api.aws"),
+        ("dynamodbstreams", "eu-west-1", "DUALSTACK", "streams-dynamodb.eu-west-1.api.aws"),
+        (
+            "dynamodbstreams",
+            "cn-north-1",
+            "DUALSTACK",
+            "streams-dynamodb.cn-north-1.api.amazonwebservices.com.cn",
+        ),
+    ],
+)
+async def test_calls_go_to_the_endpoint_of_the_region_in_its_variant(
+    service: str,
+    region: str,
+    variant: str,
+    host: str,
+    wire: Any,
+    aws: ScriptedAws,
+    facts: Facts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    operation, params = (
+        ("ReceiveMessage", QUEUE) if service == "sqs" else ("GetRecords", {"ShardIterator": "A"})
+    )
+    if variant:
+        monkeypatch.setenv(f"AWS_USE_{variant}_ENDPOINT", "true")
+    async with RawProxy("", b"HTTP/1.1 403 Forbidden\r\n\r\n") as proxy:
+        monkeypatch.setenv("https_proxy", f"http://{proxy.address}")
+        async with AwsSession(Aws(wire=wire), facts) as session:
+            hot = await session.hot(service, region)
+            with pytest.raises(Unreachable, match="check HTTPS_PROXY"):
+                await hot.call(operation, params, timeout=5)
+    assert proxy.requests[0].startswith(f"CONNECT {host}:443 ".encode())
+
+
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
@@ -272,13 +314,13 @@ async def secure(authority: trustme.CA) -> AsyncIterator[ScriptedAws]:
         yield scripted
 
 
-@pytest.mark.parametrize("by", ["config", "environment"])
+@pytest.mark.parametrize("by", ["config", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
 async def test_an_endpoint_with_a_ca_of_its_own_is_trusted(
     by: str, secure: ScriptedAws, certificate: Path, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = certificate if by == "config" else None
     if bundle is None:
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        monkeypatch.setenv(by, str(certificate))
     async with AwsSession(
         Aws(region="eu-west-1", endpoint_url=secure.endpoint, ca_bundle=bundle), facts
     ) as session:
