@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 CHECK_EVERY = 10.0
 #: Seconds between two loads from scratch, which read files and may ask STS or the instance.
 RENEW_EVERY = 5.0
+#: Seconds for which a failed load is told to all who ask: it costs as much as one that succeeds, and a thousand queues ask.
+FAILED_FOR = 1.0
+#: What botocore lets through when a file, a program or a server is not there, or says what makes no sense.
+_UNFIT = (AttributeError, LookupError, OSError, TypeError, ValueError)
 
 
 class Frozen(NamedTuple):
@@ -23,6 +27,9 @@ class Frozen(NamedTuple):
     secret_key: str
     token: str | None = None
     account_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Frozen {self.access_key}>"
 
 
 class Credentials:
@@ -45,6 +52,8 @@ class Credentials:
         self._checked = float("-inf")
         self._renewed = float("-inf")
         self._changed = False
+        self._failure: Exception | None = None
+        self._failed = float("-inf")
 
     async def load_credentials(self) -> Credentials:
         """Be the credential provider of a session."""
@@ -63,7 +72,11 @@ class Credentials:
         if frozen := self.cached():
             return frozen
         async with self._lock:
-            return self.cached() or await self._check()
+            if frozen := self.cached():
+                return frozen
+            if self._failure is not None and self._clock() - self._failed < FAILED_FOR:
+                raise self._failure.with_traceback(None)
+            return await self._check()
 
     def cached(self) -> Frozen | None:
         """Return credentials that were good a moment ago, or None when it takes waiting to know."""
@@ -86,19 +99,29 @@ class Credentials:
             return self._changed
 
     async def _check(self) -> Frozen:
-        source = self._source or await self._load()
-        frozen = Frozen(*await self._ask(source))
-        self._source, self._checked = source, self._clock()
+        try:
+            self._source, found = await self._ask()
+        except Exception as error:
+            self._failure, self._failed = error, self._clock()
+            raise
+        self._checked = self._clock()
+        frozen = Frozen(found.access_key, found.secret_key, found.token, getattr(found, "account_id", None))
         # The same object while nothing changes: signers keep what they derived from it.
         if self._frozen is None or frozen != self._frozen:
             self._frozen = frozen
         return self._frozen
 
-    async def _ask(self, source: Any) -> tuple[str, str, str | None, str | None]:
-        from botocore.exceptions import CredentialRetrievalError
+    async def _ask(self) -> tuple[Any, Any]:
+        """Return a source, and what it says now."""
+        from botocore.exceptions import BotoCoreError, CredentialRetrievalError
 
         try:
-            found = await source.get_frozen_credentials()
+            source = self._source or await self._load()
+            return source, await source.get_frozen_credentials()
+        except BotoCoreError:  # of which some are OSErrors
+            raise
         except RuntimeError as error:  # botocore's word for "refreshed, and expired even so"
             raise CredentialRetrievalError(provider="refresh", error_msg=str(error)) from error
-        return found.access_key, found.secret_key, found.token, getattr(found, "account_id", None)
+        except _UNFIT as error:
+            said = f"{type(error).__name__}: {error}"
+            raise CredentialRetrievalError(provider="their source", error_msg=said) from error

@@ -9,10 +9,11 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import NoCredentialsError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poller.aws.credentials import CHECK_EVERY, RENEW_EVERY, Credentials, Frozen
+from poller.aws.credentials import CHECK_EVERY, FAILED_FOR, RENEW_EVERY, Credentials, Frozen
 from poller.aws.signing import ServerClock, Signer, target
 from poller.errors import CredentialsInvalid, RequestRefused
 
@@ -187,3 +188,22 @@ async def test_credentials_that_come_back_expired_are_a_credentials_error() -> N
     with pytest.raises(Exception, match="still expired") as caught:
         await credentials.get_deferred_property("account_id")()
     assert type(caught.value).__name__ == "CredentialRetrievalError"
+
+
+@pytest.mark.anyio
+async def test_credentials_that_cannot_be_had_are_asked_for_once_in_a_while_however_many_want_them() -> None:
+    now, refused = [100.0], NoCredentialsError()
+    first, second = Source(refused), Source("A")
+    credentials = credentials_over(first, second, now=now)
+    for _ in range(3):
+        with pytest.raises(NoCredentialsError):
+            await credentials.get_frozen_credentials()
+    assert first.asked == 1
+    now[0] += FAILED_FOR
+    assert (await credentials.get_frozen_credentials()).access_key == "A"
+
+
+def test_credentials_tell_no_secret_of_themselves() -> None:
+    key = Frozen("AKID", "hunter2", "token==")
+    assert "hunter2" not in repr(key)
+    assert "token==" not in repr(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -411,6 +412,43 @@ async def test_a_session_without_credentials_says_so(
     with pytest.raises(CredentialsInvalid, match="give poller credentials"):
         await receive(session)
     with pytest.raises(CredentialsInvalid, match="give poller credentials"):
+        await session.call("sqs", "GetQueueUrl", {"QueueName": "orders"})
+
+
+NOW_EXPIRES = (
+    '{"Version": 1, "AccessKeyId": "A", "SecretAccessKey": "hush", "SessionToken": "t", "Expiration": "%s"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("profile", "environment"),
+    [
+        ("credential_process = cat not-there", {}),
+        ("credential_process = echo no JSON", {}),
+        ("credential_process = echo []", {}),
+        ("credential_process = /nowhere/program", {}),
+        (f"credential_process = echo {shlex.quote(NOW_EXPIRES % 'soon')}", {}),
+        (f"credential_process = echo {shlex.quote(NOW_EXPIRES % '2099-01-01T00:00:00')}", {}),
+        (f"role_arn = {ROLE}\nweb_identity_token_file = /nowhere/token", {}),
+        ("", {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://metadata.invalid/"}),
+    ],
+)
+async def test_a_source_of_credentials_that_fails_in_whatever_way_is_named_as_the_cause(
+    profile: str,
+    environment: dict[str, str],
+    session: AwsSession,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\n{profile}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name, value in {"AWS_CONFIG_FILE": str(tmp_path / "config"), **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CredentialsInvalid, match="refresh the credentials") as caught:
+        await receive(session)
+    assert "hush" not in str(caught.value)
+    with pytest.raises(CredentialsInvalid, match="refresh the credentials"):
         await session.call("sqs", "GetQueueUrl", {"QueueName": "orders"})
 
 
