@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -73,7 +73,7 @@ class Proxy:
     host: str
     port: int
     secure: bool
-    authorization: str
+    authorization: str = field(repr=False)
     """The value of Proxy-Authorization; empty for none."""
 
     @classmethod
@@ -132,7 +132,7 @@ class Route:
             raise TimeoutError("no connection in time") from error
         except (ssl.SSLError, ProxyRefused):
             raise
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a host that cannot be a name
             raise Unconnected(str(error)) from error
 
     def remember(self, connection: Connection) -> None:
@@ -158,11 +158,13 @@ class Route:
         )
         try:
             await tunnel.opened
+            if transport.is_closing():  # which nobody would tell to what begins on it now
+                raise ConnectionResetError("the proxy closed the connection")
             inner = await loop.start_tls(transport, connection, self._tls, server_hostname=self._host)
         except BaseException:
             transport.abort()
             raise
-        if inner is None:  # lost while TLS began
+        if inner is None or inner.is_closing():  # lost while TLS began
             raise ConnectionResetError("the connection was lost")
         connection.connection_made(inner)
 
