@@ -75,7 +75,7 @@ class ServerClock:
         """Adopt the time in a reply's Date header if ours is far off."""
         try:
             theirs = parsedate_to_datetime(date or "").timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             return
         if abs(theirs - self.now()) > TOO_FAR_OFF:
             self._offset = theirs - self._now()

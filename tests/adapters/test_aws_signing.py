@@ -115,7 +115,17 @@ def test_credentials_that_cannot_be_in_a_header_are_refused(key: Frozen) -> None
     assert "Evil" not in str(caught.value)
 
 
-@pytest.mark.parametrize("date", [None, "", "yesterday", "Tue, 14 Nov 2023 22:16:00 GMT"])
+@pytest.mark.parametrize(
+    "date",
+    [
+        None,
+        "",
+        "yesterday",
+        "Tue, 14 Nov 2023 22:16:00 GMT",
+        "Tue, 99999999999999999999 Nov 2023 22:16:00 GMT",
+        "Tue, 14 Nov 2023 22:16:00 +99999999999999",
+    ],
+)
 def test_a_date_that_is_near_or_none_changes_nothing(date: str | None) -> None:
     clock = ServerClock(lambda: NOW)
     clock.compare(date)
