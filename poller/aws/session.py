@@ -17,6 +17,7 @@ from poller import __version__
 from poller.aws.calls import HOT_OPERATIONS
 from poller.aws.credentials import Credentials
 from poller.aws.errors import foreign, translate
+from poller.errors import RequestRefused
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -185,7 +186,12 @@ class AwsSession:
             configured = self._config.ca_bundle or self._session().get_config_variable("ca_bundle")
             # Which botocore's clients look at as well, without saying so in their configuration.
             ca_bundle = configured or os.environ.get("REQUESTS_CA_BUNDLE")
-            self._tls = await asyncio.to_thread(tls_context, ca_bundle and str(ca_bundle))
+            try:
+                self._tls = await asyncio.to_thread(tls_context, ca_bundle and str(ca_bundle))
+            except OSError as error:  # which does not name the file
+                wrong = f"{ca_bundle} holds no certificate authorities: {error.strerror or error}"
+                cure = "check [aws] ca_bundle, AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE"
+                raise RequestRefused(f"{wrong}; {cure}", code="InvalidCaBundle") from error
         return self._tls
 
     async def _shared_client(self, key: _Key) -> Any:

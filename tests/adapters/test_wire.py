@@ -329,6 +329,21 @@ async def test_an_endpoint_with_a_ca_of_its_own_is_trusted(
         assert (await session.call("sqs", "GetQueueUrl", {"QueueName": "orders"}))["QueueUrl"]
 
 
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_a_file_that_holds_no_certificate_authorities_is_named(
+    content: str | None, secure: ScriptedAws, tmp_path: Path, facts: Facts
+) -> None:
+    bundle = tmp_path / "ca.pem"
+    if content is not None:
+        bundle.write_text(content)
+    config = Aws(region="eu-west-1", endpoint_url=secure.endpoint, ca_bundle=bundle)
+    async with AwsSession(config, facts) as session:
+        with pytest.raises(
+            RequestRefused, match=r"/ca\.pem holds no certificate authorities: .*; check \[aws\]"
+        ):
+            await session.hot("sqs")
+
+
 async def test_an_endpoint_that_nobody_vouches_for_is_refused_with_the_cure(
     secure: ScriptedAws, facts: Facts
 ) -> None:
