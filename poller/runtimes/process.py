@@ -61,10 +61,12 @@ CREDENTIALS = (
     "HOME",
 )
 _PATH = "/usr/local/bin:/usr/bin:/bin"
-# The function's folder is the first place to import from, poller's own is one for as long as it takes to import poller.
+# The function's folder is the first place to import from, by its name because a handler may leave it. It comes once the
+# runtime is there, as in Lambda: what lies in it cannot keep a worker from starting, whatever it is called.
 _START = (
-    "import sys; sys.path.insert(1, sys.argv[1]); import poller.runtimes.python_worker as worker;"
-    " del sys.path[1]; worker.main(int(sys.argv[2]))"
+    "import os, sys; path = [one for one in sys.path if one]; sys.path[:] = [sys.argv[1], *path];"
+    " import poller.runtimes.python_worker as worker;"
+    " sys.path[:] = [os.getcwd(), *path]; worker.main(int(sys.argv[2]))"
 )
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CHUNK = 64 * 1024
+#: Lambda's levels that Python does not have.
+_LEVELS = {"TRACE": "DEBUG"}
 
 
 class Records(logging.Handler):
@@ -139,8 +141,10 @@ def main(descriptor: int) -> None:
         sys.stdout.reconfigure(line_buffering=True)
     records = Records()
     logging.getLogger().addHandler(records)
-    if level := os.environ.get("AWS_LAMBDA_LOG_LEVEL"):
-        logging.getLogger().setLevel(level)
+    level = os.environ.get("AWS_LAMBDA_LOG_LEVEL", "").upper()
+    if level := _LEVELS.get(level, level):
+        with suppress(ValueError):  # as in Lambda, what is no level changes nothing
+            logging.getLogger().setLevel(level)
     try:
         handler = load_handler(os.environ["_HANDLER"])
     except FunctionInitError as error:

@@ -117,6 +117,33 @@ async def test_a_worker_has_no_descriptor_of_the_daemons(make: Make) -> None:
     assert len(descriptors) == 6
 
 
+async def test_a_handler_that_changes_its_folder_still_imports_what_lies_beside_it(
+    make: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "python_functions.py").write_text(
+        "import os\ndef handler(event, context):\n    os.chdir('/')\n    import prices\n    return prices.VAT\n"
+    )
+    (tmp_path / "prices.py").write_text("VAT = 19\n")
+    assert await payload(make("handler", working_directory=tmp_path)) == 19
+
+
+@pytest.mark.parametrize("module", ["poller", "logging", "types", "orjson"])
+async def test_what_a_functions_modules_are_called_is_nothing_to_the_runtime(
+    make: Make, tmp_path: Path, module: str
+) -> None:
+    (tmp_path / "python_functions.py").write_text("def handler(event, context):\n    return 19\n")
+    (tmp_path / f"{module}.py").write_text("raise ImportError('not this one')\n")
+    assert await payload(make("handler", working_directory=tmp_path)) == 19
+
+
+@pytest.mark.parametrize("level", ["info", "INFO", "TRACE", "no level"])
+async def test_the_log_level_is_that_of_its_variable_as_far_as_there_is_such_a_one(
+    make: Make, level: str
+) -> None:
+    found = await payload(make("log_level", environment={"AWS_LAMBDA_LOG_LEVEL": level}))
+    assert found == {"TRACE": "DEBUG", "no level": "WARNING"}.get(level, "INFO")
+
+
 async def test_limits_are_in_force_before_the_code_runs(make: Make) -> None:
     seen = await payload(make("describes_process", limits=Limits(open_files=64, nice=3)))
     assert (seen["open_files"], seen["nice"], seen["folder"]) == (64, os.nice(0) + 3, str(FUNCTIONS))

@@ -138,6 +138,10 @@ def describes_process(event, context):
     }
 
 
+def log_level(event, context):
+    return logging.getLevelName(logging.getLogger().level)
+
+
 def takes_memory(event, context):
     return len(bytearray(event["bytes"]))
 
