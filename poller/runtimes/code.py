@@ -321,19 +321,25 @@ def _unpack(file: BufferedReader, to: Path) -> None:
                     links.append((place, entry))
                 else:
                     _unpack_one(archive, entry, place)
-            # After all files, so that none is written through a link; then judged by where they really lead.
+            # After all files, so that none is written through a link, and no link through another; then judged by where they
+            # really lead.
             for place, entry in links:
                 if entry.file_size > _MAX_LINK:
                     raise BadCode(f"its link {entry.filename!r} is too long")
+                _check_inside(to, place.parent, entry)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.symlink_to(archive.read(entry).decode())
             for place, entry in links:
-                if not place.resolve().is_relative_to(to.resolve()):
-                    raise BadCode(f"its link {entry.filename!r} leads out of it")
+                _check_inside(to, place, entry)
     except _BAD_ARCHIVE as error:
         raise BadCode(f"it is a bad zip file: {error}") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise BadCode("it is a bad zip file: two of its entries exclude each other") from error
+
+
+def _check_inside(root: Path, place: Path, link: zipfile.ZipInfo) -> None:
+    if not place.resolve().is_relative_to(root.resolve()):
+        raise BadCode(f"its link {link.filename!r} leads out of it")
 
 
 def _checked(name: str) -> PurePosixPath:

@@ -226,6 +226,18 @@ def test_nothing_of_a_zip_file_lands_outside_its_folder(
     assert list(private.iterdir()) == []
 
 
+def test_no_link_of_a_zip_file_is_made_through_another_that_leads_out_of_it(
+    store: Store, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    files = {"a": "b", "b": str(outside), "a/new/c": "d"}
+    path = archive(tmp_path / "orders.zip", files, dict.fromkeys(files, LINK))
+    with pytest.raises(BadCode, match="its link 'a/new/c' leads out of it"):
+        store.look(path)
+    assert list(outside.iterdir()) == []
+
+
 def test_a_damaged_zip_file_is_refused(store: Store, tmp_path: Path) -> None:
     path = archive(tmp_path / "orders.zip", {"app.py": "one and only"})
     path.write_bytes(path.read_bytes().replace(b"one and only", b"one and 0nly"))
