@@ -47,12 +47,16 @@ class Budget:
         """Since the start."""
         self._told = clock()
 
-    def take(self, size: int) -> bool:
+    def allows(self, size: int) -> bool:
         """Tell whether a line of `size` bytes may be logged."""
         if self._lines < 1 or self._bytes < size:
             self._fill()
-            if self._lines < 1 or self._bytes < size:
-                return False
+        return self._lines >= 1 and self._bytes >= size
+
+    def take(self, size: int) -> bool:
+        """Count a line of `size` bytes that is logged; False when it may not be."""
+        if not self.allows(size):
+            return False
         self._lines -= 1
         self._bytes -= size
         return True
@@ -110,17 +114,24 @@ class Output:
             self.close()
 
     def close(self) -> None:
-        """Log the line that was not ended, and let go of the pipe."""
+        """Log what is left, and let go of the pipe."""
         if self._descriptor >= 0:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
-            if self._rest:
-                self._say(self._rest)
+            self.end_line()
             self._budget.tell()
 
+    def end_line(self) -> None:
+        """Log the line that was not ended: what comes next was not printed by the same invocation."""
+        if self._rest:
+            self._say(self._rest)
+            self._rest = b""
+
     def _take(self, data: bytes) -> None:
-        *lines, rest = (self._rest + data).split(b"\n") if self._budget.take(0) else (b"", self._flood(data))
+        *lines, rest = (
+            (self._rest + data).split(b"\n") if self._budget.allows(0) else (b"", self._flood(data))
+        )
         for number, line in enumerate(lines):
             if line and not self._say(line):
                 self._budget.drop(len(lines) - number - 1)

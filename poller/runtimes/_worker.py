@@ -183,6 +183,7 @@ class Worker:
         if self.state is State.BUSY:
             # What it printed before it replied is in the pipe by now, and belongs to this invocation.
             self.process.output.read()
+            self.process.output.end_line()
             self.duration = perf_counter() - self._begun
             self._leave(State.FINISHING)
             self._give(reply)

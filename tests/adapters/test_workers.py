@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from poller.model import FunctionError, Invocation, Refused, Returned
 from poller.runtimes import process
+from poller.runtimes._output import LINES_PER_SECOND, Budget, Output
 from poller.runtimes.context import FunctionIdentity
 from poller.runtimes.process import Limits, Setting, Size
 
@@ -64,6 +66,23 @@ async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(10):
         while not condition():
             await anyio.lowlevel.checkpoint()
+
+
+# --- output -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_line_is_counted_once_however_it_arrives(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    reading, writing = os.pipe()
+    output = Output(asyncio.get_running_loop(), reading, Budget("orders", lambda: 0.0))
+    for number in range(LINES_PER_SECOND + 1):
+        os.write(writing, b"line %d\n" % number)
+        output.read()
+    os.close(writing)
+    output.close()
+
+    assert [one.getMessage() for one in caplog.records[:-1]] == [f"line {n}" for n in range(LINES_PER_SECOND)]
+    assert vars(caplog.records[-1])["dropped"] == 1
 
 
 # --- isolation ----------------------------------------------------------------------------------------------------------

@@ -103,6 +103,10 @@ def prints(event, context):
     os.system("echo from a child")
 
 
+def prints_without_an_end(event, context):
+    context.log(f"this is {context.aws_request_id}")
+
+
 def floods(event, context):
     line = b"x" * 99 + b"\n"
     for _ in range(event["lines"] // 100):

@@ -464,6 +464,21 @@ async def test_what_a_worker_prints_is_logged_with_its_request(
     assert {vars(one)["function"] for one in caplog.records if "standard" in one.getMessage()} == {"orders"}
 
 
+async def test_a_line_without_an_end_is_that_of_the_invocation_that_printed_it(
+    start_worker: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    runtime = start_worker("prints_without_an_end")
+    for request_id in ("request-1", "request-2"):
+        await runtime.invoke(an_invocation({}, request_id))
+        printed = [one for one in caplog.records if one.getMessage().startswith("this is")]
+        assert (printed[-1].getMessage(), vars(printed[-1])["request_id"]) == (
+            f"this is {request_id}",
+            request_id,
+        )
+    await runtime.aclose()
+
+
 @pytest.mark.slow
 async def test_a_flood_of_output_is_bounded_and_counted(
     start_worker: Start, caplog: pytest.LogCaptureFixture
