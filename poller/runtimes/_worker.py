@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from poller.runtimes._process import Launch
 
 
+_CUT_OFF = "the runtime's connection was closed or misused during init"
+
+
 class State(Enum):
     """See the theory above."""
 
@@ -195,14 +198,17 @@ class Worker:
             self.end()
 
     def broken(self) -> None:
-        """The process does not keep to the protocol."""
+        """The process does not keep to the protocol, or cannot any more."""
+        starting = self.state is State.STARTING
         self.end()
+        if starting:
+            self._fail(lambda request_id: _exit_error(request_id, _CUT_OFF))
 
     def hung_up(self) -> None:
         """The process has closed its end: most likely it exits, and how is worth a moment."""
         if self.state is State.IDLE:
             self._owner.ending(self)
-        self._loop.call_later(GRACE, self.end)
+        self._loop.call_later(GRACE, self.broken)
 
     # --- how it ends ----------------------------------------------------------------------------------------------------
 

@@ -473,6 +473,19 @@ async def test_a_worker_that_closes_the_runtimes_line_and_stays_is_ended(make: M
     assert reply == FunctionError("Runtime.ExitError", reason)
 
 
+@pytest.mark.slow
+async def test_an_init_that_closes_the_runtimes_line_and_stays_has_failed(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "python_functions.py").write_text(
+        "import os, signal\nos.closerange(3, 256)\nsignal.pause()\n"
+    )
+    runtime = make("handler", working_directory=tmp_path)
+    with anyio.fail_after(10):
+        reply = await runtime.invoke(Invocation("request-1", {}, 0.0, ARN))
+    text = "RequestId: request-1 Error: the runtime's connection was closed or misused during init"
+    assert reply == FunctionError("Runtime.ExitError", text)
+    assert runtime.workers().started == 2
+
+
 async def test_a_program_that_replies_and_asks_for_no_more_is_replaced(
     runtimes: list[process.ProcessRuntime], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
