@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from poller.model import FunctionError, Returned
 from poller.runtimes._json import decode, encode
+from poller.runtimes._python import MAX_RESPONSE_BYTES
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 INVOKE, READY, INIT_ERROR, RESULT, ERROR = b"I", b"i", b"x", b"r", b"e"
 HEAD = Struct("<Ic")
-#: The largest reply that the protocol allows; a worker refuses to send what Lambda would refuse, which is less.
-MAX_BODY = 8 * 1024 * 1024
+#: The largest reply that the protocol allows: what Lambda takes, and JSON may write a byte of it as six. Of more, a worker
+#: sends the error that Lambda would make of it.
+MAX_BODY = 6 * MAX_RESPONSE_BYTES + 2
 _CHUNK = 64 * 1024
 _NULL = Returned(None)
 

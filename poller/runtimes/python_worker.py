@@ -22,7 +22,7 @@ from poller.errors import FunctionInitError
 from poller.model import FunctionError, Invocation
 from poller.runtimes._frames import ERROR, HEAD, INIT_ERROR, READY, RESULT
 from poller.runtimes._json import decode
-from poller.runtimes._python import encode_result, error_of, load_handler
+from poller.runtimes._python import MAX_RESPONSE_BYTES, encode_result, error_of, load_handler, too_large
 from poller.runtimes.context import FunctionIdentity, LambdaContext
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class Line:
 
     def send_error(self, kind: bytes, error: FunctionError) -> None:
         """Write what went wrong."""
-        fields = (error.error_type, error.error_message, error.stack_trace)
-        self.send(kind, dumps(fields).encode())
+        body = _fields(error)
+        self.send(kind, body if len(body) <= MAX_RESPONSE_BYTES else _fields(too_large()))
 
 
 class PythonWorker:
@@ -132,6 +132,10 @@ class PythonWorker:
 
             self._runner = asyncio.Runner()
         return self._runner.run(coroutine)
+
+
+def _fields(error: FunctionError) -> bytes:
+    return dumps((error.error_type, error.error_message, error.stack_trace)).encode()
 
 
 def main(descriptor: int) -> None:

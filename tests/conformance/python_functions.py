@@ -80,6 +80,14 @@ async def hangs_async(event, context):
     return True
 
 
+def fails_at_length(event, context):
+    raise LookupError("x" * event["count"])
+
+
+def returns_zeros(event, context):
+    return bytes(event["count"])
+
+
 def returns_bytes(event, context):
     return event["text"].encode()
 

@@ -367,6 +367,27 @@ async def test_a_worker_is_warm_from_one_invocation_to_the_next(start_worker: St
     assert not lives(first.payload)
 
 
+async def test_an_error_may_have_six_megabytes_and_no_more(start_worker: Start) -> None:
+    runtime = start_worker("fails_at_length")
+    fits = await runtime.invoke(an_invocation({"count": 6_000_000}))
+    assert isinstance(fits, FunctionError)
+    assert (fits.error_type, len(fits.error_message)) == ("LookupError", 6_000_000)
+
+    for _ in range(2):
+        reply = await runtime.invoke(an_invocation({"count": 9_000_000}))
+        assert isinstance(reply, FunctionError)
+        assert reply.error_type == "Function.ResponseSizeTooLarge"
+    workers = runtime.workers()
+    assert workers is not None
+    assert workers.started == 1
+    await runtime.aclose()
+
+
+async def test_bytes_that_take_more_room_as_a_text_arrive_whole() -> None:
+    reply = await invoke_once(start_python, "returns_zeros", {"count": LIMIT})
+    assert reply == Returned("\0" * LIMIT)
+
+
 async def test_an_init_error_is_the_functions_error(start_worker: Start, nothing_is_left: None) -> None:
     runtime = start_worker("broken_functions:handler")
     reply = await runtime.ready("request-1")
