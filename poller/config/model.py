@@ -108,11 +108,13 @@ def _handler(text: str, info: ValidationInfo) -> str:
 
 
 def _bad_variables(environment: dict[str, str]) -> Any:
-    for name in environment:
+    for name, value in environment.items():
         if name in RESERVED_VARIABLES:
             yield Mistake((name,), "is reserved: the runtime sets this variable")
         elif not _VARIABLE.fullmatch(name):
             yield Mistake((name,), "must be named by a letter followed by letters, digits or underscores")
+        elif "\0" in value:
+            yield Mistake((name,), "must hold no NUL character")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in environment.items())
     if size > ENVIRONMENT_LIMIT:
         yield Mistake((), f"must take at most {ENVIRONMENT_LIMIT} bytes in all; it takes {size}")

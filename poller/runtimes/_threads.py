@@ -47,15 +47,16 @@ class Threads(Generic[T]):
         """Run `call`, which must not raise, in a thread with the caller's context variables.
 
         Waits for a place. Returns None, without running it, when abandoned jobs hold every place. When
-        cancelled, `call` runs on and keeps its place until it ends.
+        cancelled, `call` runs on and keeps its place until it ends. Raises RuntimeError, and it was not run, when
+        the system has no more threads.
         """
         while self._busy >= self._places:
             if self.abandoned >= self._places:
                 return None
             await self._changed.wait()
         job = _Job(call, copy_context(), asyncio.get_running_loop())
-        self._busy += 1
         inbox = self._idle.pop() if self._idle else self._start()
+        self._busy += 1
         inbox.put(job)
         try:
             return await job.done
@@ -77,8 +78,8 @@ class Threads(Generic[T]):
 
     def _start(self) -> SimpleQueue[_Job[T] | None]:
         inbox: SimpleQueue[_Job[T] | None] = SimpleQueue()
-        self._inboxes.append(inbox)
         threading.Thread(target=self._work, args=(inbox,), name=self._name, daemon=True).start()
+        self._inboxes.append(inbox)
         return inbox
 
     def _work(self, inbox: SimpleQueue[_Job[T] | None]) -> None:

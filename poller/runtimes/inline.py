@@ -76,6 +76,8 @@ class InlineRuntime:
                     context = LambdaContext(self._function, invocation)
                     return await _driven(self._handler, invocation.event, context, run.task)
                 reply = await self._threads.run(partial(self._call, invocation))
+            except RuntimeError as error:
+                return Refused(f"no thread can be started: {error}")
             finally:
                 over = self._limit.end(run)
                 current_invocation.reset(token)

@@ -562,6 +562,21 @@ async def test_an_invocation_waits_for_a_place_as_long_as_one_may_come_free() ->
     assert replies == [Returned("done"), Returned("done")]
 
 
+async def test_without_room_for_a_thread_nothing_was_invoked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    runtime = InlineRuntime(FUNCTION, lambda event, context: "done", concurrency=1, timeout=30)
+    with monkeypatch.context() as full:
+        full.setattr("threading.Thread.start", no_room)
+        for _ in range(2):
+            assert await runtime.invoke(an_invocation()) == Refused(
+                "no thread can be started: can't start new thread"
+            )
+    assert await runtime.invoke(an_invocation()) == Returned("done")
+    await runtime.aclose()
+
+
 async def test_an_invocation_that_waits_for_a_place_gets_it_when_there_are_more() -> None:
     handler = Hanging()
     runtime = InlineRuntime(FUNCTION, handler, concurrency=1, timeout=30)

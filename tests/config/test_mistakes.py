@@ -71,6 +71,10 @@ from tests.config.writing import KINESIS, NOW, SQS, only_problem, problems, whol
             ),
         ),
         (
+            'environment = { KEY = "a\\u0000b" }',
+            "functions.f.environment.KEY = ***: must hold no NUL character",
+        ),
+        (
             f'environment = {{ BIG = "{"x" * 4096}" }}',
             "functions.f.environment = ***: must take at most 4096 bytes in all; it takes 4099",
         ),
