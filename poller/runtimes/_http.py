@@ -18,11 +18,13 @@ class Request:
     body: bytearray = field(default_factory=bytearray)
     size: int = 0
     """Bytes that the body had; more than `body` holds when it was too large to keep."""
+    version: str = "HTTP/1.1"
 
     @property
     def keep_alive(self) -> bool:
         """Whether the connection stays open for another request."""
-        return self.headers.get("connection", "").lower() != "close"
+        wishes = self.headers.get("connection", "").lower()
+        return "keep-alive" in wishes if self.version == "HTTP/1.0" else "close" not in wishes
 
 
 class RequestParser:
@@ -64,8 +66,8 @@ class RequestParser:
             return None
         first, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
         del self._buffer[: end + 4]
-        method, path, _ = first.split(" ")
-        request = Request(method, path, dict(map(_header, lines)))
+        method, path, version = first.split(" ")
+        request = Request(method, path, dict(map(_header, lines)), version=version)
         self._chunked = request.headers.get("transfer-encoding", "").lower() == "chunked"
         self._left = 0 if self._chunked else int(request.headers.get("content-length", "0"))
         if self._left < 0:

@@ -289,10 +289,25 @@ async def test_what_is_not_http_ends_its_connection_only(side: Side, text: str) 
     await begin(side)
 
 
-async def test_connection_close_is_heeded(side: Side) -> None:
-    assert (await side.client.call("GET", "nothing", Connection="close"))[0] == 404
+@pytest.mark.parametrize("value", ["close", "TE, Close"])
+async def test_connection_close_is_heeded(side: Side, value: str) -> None:
+    assert (await side.client.call("GET", "nothing", Connection=value))[0] == 404
     async with asyncio.timeout(10):
         assert await side.client.reader.read() == b""
+
+
+async def test_a_client_of_http_1_0_may_read_to_the_end(side: Side) -> None:
+    side.link.send(CALL)
+    await side.client.send("GET /2018-06-01/runtime/invocation/next HTTP/1.0\n\n")
+    assert (await side.client.answer())[2] == b'{"n":1}'
+    async with asyncio.timeout(10):
+        assert await side.client.reader.read() == b""
+
+
+async def test_a_client_of_http_1_0_may_keep_its_connection(side: Side) -> None:
+    for _ in range(2):
+        await side.client.send("GET /nothing HTTP/1.0\nConnection: Keep-Alive\n\n")
+        assert (await side.client.answer())[0] == 404
 
 
 # --- the parser ---------------------------------------------------------------------------------------------------------
