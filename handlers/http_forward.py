@@ -45,14 +45,16 @@ _opener = build_opener(_NoRedirect)
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, list[dict[str, str]]]:
     """Forward `event`; raises ForwardError when a whole batch, or its configuration, fails."""
-    url = _url()
+    url, token = _url(), _token()
     if os.environ.get("FORWARD_MODE", "record") == "batch":
-        _post(url, event, context)
+        _post(url, token, event, context)
         return {"batchItemFailures": []}
-    return {"batchItemFailures": [{"itemIdentifier": name} for name in _forward_each(url, event, context)]}
+    return {
+        "batchItemFailures": [{"itemIdentifier": name} for name in _forward_each(url, token, event, context)]
+    }
 
 
-def _forward_each(url: str, event: dict[str, Any], context: Any) -> list[str]:
+def _forward_each(url: str, token: str, event: dict[str, Any], context: Any) -> list[str]:
     failed: list[str] = []
     for record in event["Records"]:
         record_id, ordered = _identify(record)
@@ -60,7 +62,7 @@ def _forward_each(url: str, event: dict[str, Any], context: Any) -> list[str]:
             failed.append(record_id)
             continue
         try:
-            _post(url, record, context)
+            _post(url, token, record, context)
         except ForwardError as error:
             logger.warning("record %s was not forwarded: %s", record_id, error)
             failed.append(record_id)
@@ -79,18 +81,27 @@ def _identify(record: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _url() -> str:
-    url = os.environ.get("FORWARD_URL", "")
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ForwardError("FORWARD_URL must be set to a URL that begins with http:// or https://")
+    url = os.environ.get("FORWARD_URL", "").strip()
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc or " " in url or not url.isprintable():
+        # What http.client says of such a URL quotes it.
+        raise ForwardError("FORWARD_URL must be a URL of http:// or https://, without spaces and passwords")
     return url
 
 
-def _post(url: str, content: Any, context: Any) -> None:
+def _token() -> str:
+    token = os.environ.get("FORWARD_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise ForwardError("FORWARD_TOKEN must be one line of printable ASCII characters")
+    return token
+
+
+def _post(url: str, token: str, content: Any, context: Any) -> None:
     timeout = min(LONGEST, context.get_remaining_time_in_millis() / 1000 - MARGIN)
     if timeout <= 0:
         raise ForwardError("no time is left before the function times out")
     headers = {"Content-Type": "application/json", "X-Request-Id": context.aws_request_id}
-    if token := os.environ.get("FORWARD_TOKEN"):
+    if token:
         headers["Authorization"] = f"Bearer {token}"
     request = Request(url, json.dumps(content).encode(), headers)
     try:

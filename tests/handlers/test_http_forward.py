@@ -79,6 +79,21 @@ def test_a_token_is_sent_and_neither_it_nor_the_url_is_logged(receiver, caplog, 
     assert "secret" not in caplog.text
 
 
+def test_a_token_from_a_file_with_a_line_break_is_sent_without_it(receiver, monkeypatch):
+    monkeypatch.setenv("FORWARD_TOKEN", "hush\n")
+
+    assert forward(sqs(1)) == []
+    assert receiver.headers[0]["Authorization"] == "Bearer hush"
+
+
+def test_a_token_that_no_header_can_hold_is_not_shown(receiver, caplog, monkeypatch):
+    monkeypatch.setenv("FORWARD_TOKEN", "hush\nhush")
+
+    with pytest.raises(ForwardError, match="FORWARD_TOKEN must be one line") as caught:
+        forward(sqs(1))
+    assert "hush" not in f"{caught.value} {caplog.text}"
+
+
 def test_a_whole_batch_is_one_request(receiver, monkeypatch):
     monkeypatch.setenv("FORWARD_MODE", "batch")
     event = {"Records": [sqs(1), sqs(2)]}
@@ -131,9 +146,13 @@ def test_nothing_is_sent_when_the_time_is_up(receiver, caplog):
     assert "no time is left before the function times out" in caplog.text
 
 
-@pytest.mark.parametrize("url", ["", "file:///etc/passwd"])
-def test_a_url_that_is_not_one_fails_the_batch(monkeypatch, url):
+@pytest.mark.parametrize(
+    "url",
+    ["", "file:///etc/passwd", "http://127.0.0.1:9/a b?key=secret", "http://poller:secret@127.0.0.1:9/"],
+)
+def test_a_url_that_is_not_one_fails_the_batch_and_is_not_shown(monkeypatch, caplog, url):
     monkeypatch.setenv("FORWARD_URL", url)
 
-    with pytest.raises(ForwardError, match="FORWARD_URL must be set"):
+    with pytest.raises(ForwardError, match="FORWARD_URL must be") as caught:
         forward(sqs(1))
+    assert "secret" not in f"{caught.value} {caplog.text}"
