@@ -24,7 +24,8 @@ pytestmark = pytest.mark.anyio
 
 HANDLERS = Path("handlers").absolute()
 ARN = "arn:aws:lambda:eu-west-1:123456789012:function:orders"
-EVENT = {"Records": [{"messageId": "a", "body": "b"}, {"messageId": "c", "body": "d"}]}
+SQS = {"eventSource": "aws:sqs"}
+EVENT = {"Records": [{"messageId": "a", "body": "b", **SQS}, {"messageId": "c", "body": "d", **SQS}]}
 
 APP = """
 def handler(event, context):
@@ -55,6 +56,17 @@ async def counts(runtime: process.ProcessRuntime, caplog: pytest.LogCaptureFixtu
 async def test_bash_with_curl(caplog: pytest.LogCaptureFixture) -> None:
     need("bash", "curl", "grep", "sed")
     await counts(start("bash", ["./bootstrap"]), caplog)
+
+
+async def test_bash_counts_the_records_of_a_stream_and_none() -> None:
+    need("bash", "curl", "grep", "sed")
+    runtime = start("bash", ["./bootstrap"])
+    with anyio.fail_after(60):
+        for records in ([{"eventSource": "aws:kinesis", "kinesis": {"sequenceNumber": "1"}}], []):
+            assert await runtime.ready("request-1") is None
+            reply = await runtime.invoke(Invocation("request-1", {"Records": records}, time.time() + 30, ARN))
+            assert reply == Returned({"records": len(records)})
+        await runtime.aclose()
 
 
 async def test_perl(caplog: pytest.LogCaptureFixture) -> None:
