@@ -98,6 +98,8 @@ class Output:
         self._descriptor = descriptor
         self._budget = budget
         self._rest = b""
+        self._cut = False
+        """Whether what comes belongs to a line whose beginning is logged, and no more of it is."""
         self._pending = select.poll()
         self._pending.register(descriptor, select.POLLIN)
         loop.add_reader(descriptor, self.read)
@@ -127,18 +129,24 @@ class Output:
         if self._rest:
             self._say(self._rest)
             self._rest = b""
+        self._cut = False
 
     def _take(self, data: bytes) -> None:
         *lines, rest = (
             (self._rest + data).split(b"\n") if self._budget.allows(0) else (b"", self._flood(data))
         )
+        if self._cut:
+            if not lines:
+                return
+            del lines[0]
+            self._cut = False
         for number, line in enumerate(lines):
             if line and not self._say(line):
                 self._budget.drop(len(lines) - number - 1)
                 break
         if len(rest) > MAX_LINE:
             self._say(rest[:MAX_LINE])
-            rest = b""
+            rest, self._cut = b"", True
         self._rest = rest
 
     def _flood(self, data: bytes) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 
 from poller.model import FunctionError, Invocation, Refused, Returned
 from poller.runtimes import process
-from poller.runtimes._output import LINES_PER_SECOND, Budget, Output
+from poller.runtimes._output import LINES_PER_SECOND, MAX_LINE, Budget, Output
 from poller.runtimes.context import FunctionIdentity
 from poller.runtimes.process import Limits, Setting, Size
 
@@ -83,6 +83,25 @@ async def test_a_line_is_counted_once_however_it_arrives(caplog: pytest.LogCaptu
 
     assert [one.getMessage() for one in caplog.records[:-1]] == [f"line {n}" for n in range(LINES_PER_SECOND)]
     assert vars(caplog.records[-1])["dropped"] == 1
+
+
+async def test_of_a_long_line_only_its_beginning_is_logged_however_it_arrives(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    reading, writing = os.pipe()
+    output = Output(asyncio.get_running_loop(), reading, Budget("orders", lambda: 0.0))
+    for piece in (b"a" * 20_000, b"b" * 20_000, b"c\nshort\n", b"d" * 20_000, b"\n", b"e" * 20_000):
+        os.write(writing, piece)
+        output.read()
+    output.end_line()
+    os.write(writing, b"another invocation\n")
+    output.read()
+    os.close(writing)
+    output.close()
+
+    whole = [b"a" * MAX_LINE, b"short", b"d" * MAX_LINE, b"e" * MAX_LINE, b"another invocation"]
+    assert [one.getMessage().encode() for one in caplog.records] == whole
 
 
 # --- isolation ----------------------------------------------------------------------------------------------------------
