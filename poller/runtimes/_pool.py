@@ -215,7 +215,8 @@ class Pool:
 
     def freed(self, worker: Worker) -> None:
         """An idle worker: for who waits, else to the top of the stack; or to its end, when it is old."""
-        if worker.runs == 0:
+        new = worker.runs == 0
+        if new:
             self._second_try.discard(worker)
             self._spare_pause = SPARE_PAUSES[0]
             self._init_seconds += worker.init_duration or 0
@@ -230,6 +231,9 @@ class Pool:
         self.idle.append(worker)
         if self._waiting:
             self._wake()
+        if new:  # so another one may start
+            self._grow()
+            self._fill_up()
         if self._idle_timer is None and len(self.workers) > self.size.minimum_workers:
             self._look_at_idle()
 

@@ -303,6 +303,28 @@ async def test_there_are_never_more_workers_than_places(make: Make, caplog: pyte
     assert 1 <= len(pids) <= 2
 
 
+async def test_more_than_may_start_at_a_time_run_side_by_side_as_soon_as_they_have_started(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.runtimes._pool.MAX_STARTING", 1)
+    runtime = make("forks_and_hangs", Size(3, timeout=60))
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            for number in range(3):
+                tasks.start_soon(runtime.invoke, Invocation(f"request-{number}", {}, 0.0, ARN))
+            await until(lambda: repr(runtime) == "<Pool orders: 3 busy, 0 waiting>")
+            tasks.cancel_scope.cancel()
+
+
+async def test_more_spares_than_may_start_at_a_time_are_warm_too(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.runtimes._pool.MAX_STARTING", 1)
+    runtime = make("pid", Size(3, minimum_workers=3))
+    runtime.open()
+    await until(lambda: repr(runtime) == "<Pool orders: 3 idle, 0 waiting>")
+
+
 async def test_a_worker_that_dies_while_idle_is_not_used_again(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
