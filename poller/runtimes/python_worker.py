@@ -35,16 +35,22 @@ _LEVELS = {"TRACE": "DEBUG"}
 
 
 class Records(logging.Handler):
-    """What Lambda installs before it imports a handler: `[LEVEL]<tab>time<tab>request id<tab>message`, to the output."""
+    """What Lambda installs before it imports a handler: `[LEVEL]<tab>time<tab>request id<tab>message`, to the output.
+
+    A handler's own formatter takes the place of all of that, and may use `aws_request_id` and `tenant_id`.
+    """
 
     request_id = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         try:
-            at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            head = f"[{record.levelname}]\t{at}.{int(record.msecs):03d}Z\t{self.request_id}\t"
-            sys.stdout.write(f"{head}{self.format(record)}\n")
+            record.aws_request_id, record.tenant_id = self.request_id, None
+            line = self.format(record)
+            if self.formatter is None:
+                at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+                line = f"[{record.levelname}]\t{at}.{int(record.msecs):03d}Z\t{self.request_id}\t{line}"
+            sys.stdout.write(line if line.endswith("\n") else f"{line}\n")
         except Exception:
             self.handleError(record)
 

@@ -104,6 +104,12 @@ async def test_of_a_long_line_only_its_beginning_is_logged_however_it_arrives(
     assert [one.getMessage().encode() for one in caplog.records] == whole
 
 
+async def test_a_handler_may_format_its_logs_itself(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    await payload(make("logs_in_its_own_format"))
+    assert '{"id": "request-1", "text": "order 7 is odd"}' in caplog.messages
+
+
 # --- isolation ----------------------------------------------------------------------------------------------------------
 
 

@@ -111,6 +111,13 @@ def prints(event, context):
     os.system("echo from a child")
 
 
+def logs_in_its_own_format(event, context):
+    """What is written for Lambda, whose handler of the root logger is there before the module is."""
+    (handler,) = logging.getLogger().handlers
+    handler.setFormatter(logging.Formatter('{"id": "%(aws_request_id)s", "text": "%(message)s"}'))
+    logging.getLogger("shop").warning("order %d is odd", 7)
+
+
 def prints_without_an_end(event, context):
     context.log(f"this is {context.aws_request_id}")
 
