@@ -23,6 +23,7 @@ from poller.model import FunctionError, Invocation
 from poller.runtimes._frames import ERROR, HEAD, INIT_ERROR, READY, RESULT
 from poller.runtimes._json import decode
 from poller.runtimes._python import MAX_RESPONSE_BYTES, encode_result, error_of, load_handler, too_large
+from poller.runtimes._reply import trace_id
 from poller.runtimes.context import FunctionIdentity, LambdaContext
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class PythonWorker:
         while (body := self._line.receive()) is not None:
             request_id, deadline, arn, event = decode(body)
             records.request_id = request_id
+            os.environ["_X_AMZN_TRACE_ID"] = trace_id(request_id)
             reply = self._run(event, Invocation(request_id, None, deadline, arn))
             if os.getpid() != self._pid:
                 os._exit(

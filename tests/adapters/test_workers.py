@@ -140,9 +140,22 @@ async def test_a_worker_sees_nothing_of_the_daemons_environment(
         "LAMBDA_TASK_ROOT",
         "LAMBDA_RUNTIME_DIR",
         "_HANDLER",
+        "_X_AMZN_TRACE_ID",
     }
     assert seen["AWS_REGION"] == "eu-west-1"
     assert seen["LAMBDA_TASK_ROOT"] == str(FUNCTIONS)
+
+
+async def test_each_invocation_has_its_own_trace_id_where_tracers_look_for_it(make: Make) -> None:
+    runtime, found = make("trace"), []
+    for request_id in ("f1b0e3a4-2c51-4a35-8b0e-7a7d3a5c9b11", "00b0e3a4-2c51-4a35-8b0e-7a7d3a5c9b11"):
+        reply = await runtime.invoke(Invocation(request_id, {}, 0.0, ARN))
+        assert isinstance(reply, Returned)
+        found.append(reply.payload)
+    assert found == [
+        "Root=1-f1b0e3a4-2c514a358b0e7a7d3a5c9b11;Parent=f1b0e3a42c514a35;Sampled=0",
+        "Root=1-00b0e3a4-2c514a358b0e7a7d3a5c9b11;Parent=00b0e3a42c514a35;Sampled=0",
+    ]
 
 
 async def test_credentials_are_passed_when_asked_for(make: Make) -> None:

@@ -157,6 +157,10 @@ def describes_process(event, context):
     }
 
 
+def trace(event, context):
+    return os.environ.get("_X_AMZN_TRACE_ID")
+
+
 def log_level(event, context):
     return logging.getLevelName(logging.getLogger().level)
 
