@@ -39,6 +39,8 @@ _OK = b'{"status":"OK"}\n'
 _CHUNK = 64 * 1024
 #: Connections of one worker at a time.
 MAX_CONNECTIONS = 16
+#: Seconds until a connection that could not be accepted is tried again.
+ACCEPT_PAUSE = 1.0
 
 
 class Connection:
@@ -144,7 +146,7 @@ class ApiLink:
         self._server.setblocking(False)
         self._descriptor = self._server.fileno()
         self._port: int = self._server.getsockname()[1]
-        loop.add_reader(self._descriptor, self._acceptable)
+        self._listen()
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -178,10 +180,19 @@ class ApiLink:
             self._server.close()
             self._descriptor = -1
 
+    def _listen(self) -> None:
+        if self._descriptor >= 0:
+            self._loop.add_reader(self._descriptor, self._acceptable)
+
     def _acceptable(self) -> bool:
         try:
             peer, _ = self._server.accept()
+        except BlockingIOError:
+            return False
         except OSError:
+            # It most likely has no descriptor for it. Asked at once, it would say so at every turn of the loop.
+            self._loop.remove_reader(self._descriptor)
+            self._loop.call_later(ACCEPT_PAUSE, self._listen)
             return False
         self._connections = [one for one in self._connections if one.open]
         if len(self._connections) >= MAX_CONNECTIONS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from poller.runtimes._http import RequestParser
 from poller.runtimes.runtime_api import ApiLink
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable
 
     from poller.model import Reply
@@ -308,6 +310,42 @@ async def test_a_client_of_http_1_0_may_keep_its_connection(side: Side) -> None:
     for _ in range(2):
         await side.client.send("GET /nothing HTTP/1.0\nConnection: Keep-Alive\n\n")
         assert (await side.client.answer())[0] == 404
+
+
+class Full:
+    """A server of a process that has no descriptor left for a connection, until it has."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self.server = server
+        self.full = True
+        self.asked = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.asked += 1
+        if self.full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self.server.accept()
+
+    def close(self) -> None:
+        self.server.close()
+
+
+async def test_a_connection_without_a_descriptor_waits_and_keeps_nobody_busy(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poller.runtimes.runtime_api.ACCEPT_PAUSE", 0.01)
+    await begin(side)  # whose connection is accepted
+    server = Full(side.link._server)
+    side.link._server = server  # type: ignore[assignment]
+    waiting = await connect(side.link)
+    await until(lambda: server.asked >= 1)
+    for _ in range(100):
+        await anyio.lowlevel.checkpoint()
+    assert server.asked < 50
+
+    server.full = False
+    assert (await waiting.call("GET", "nothing"))[0] == 404
+    waiting.writer.close()
 
 
 # --- the parser ---------------------------------------------------------------------------------------------------------
