@@ -41,6 +41,8 @@ class Loaded:
     slots: Slots
     code: Code | None = None
     role: Role | None = None
+    region: str = ""
+    """Of the source that its workers know as theirs."""
 
 
 def load(
@@ -62,6 +64,8 @@ def load(
         function = config.functions[name]
         code = codes.get(name)
         before = running.get(name)
+        if before is not None and before.region != mapping.arn.region:
+            before = None
         if before is not None and before.config == function and before.code == code:
             loaded[name] = before if code is None else replace(before, code=code)
             continue
@@ -116,7 +120,7 @@ def _load(
     runtime = _elsewhere(function, session) or _runtime(
         identity, function, mapping, max(1, slots.total), code, role
     )
-    return Loaded(name, function, runtime, slots, code, role)
+    return Loaded(name, function, runtime, slots, code, role, mapping.arn.region)
 
 
 def fit(loaded: Iterable[Loaded]) -> None:

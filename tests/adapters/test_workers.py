@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from poller.app import functions
+from poller.aws.session import AwsSession
+from poller.config import parse
+from poller.engine.slots import Places
 from poller.model import FunctionError, Invocation, Refused, Returned
 from poller.runtimes import process
 from poller.runtimes._output import LINES_PER_SECOND, MAX_LINE, Budget, Output
@@ -156,6 +160,32 @@ async def test_each_invocation_has_its_own_trace_id_where_tracers_look_for_it(ma
         "Root=1-f1b0e3a4-2c514a358b0e7a7d3a5c9b11;Parent=f1b0e3a42c514a35;Sampled=0",
         "Root=1-00b0e3a4-2c514a358b0e7a7d3a5c9b11;Parent=00b0e3a42c514a35;Sampled=0",
     ]
+
+
+MOVED = """
+[functions.orders]
+runtime = "python"
+handler = "python_functions:describes_process"
+working_directory = "{folder}"
+[[mappings]]
+name = "orders"
+event_source_arn = "arn:aws:sqs:{region}:123456789012:orders"
+function_name = "orders"
+"""
+
+
+async def test_a_function_whose_source_is_in_another_region_after_a_reload_runs_there(
+    runtimes: list[process.ProcessRuntime],
+) -> None:
+    loaded: dict[str, functions.Loaded] = {}
+    for region, kept in (("eu-west-1", False), ("eu-west-1", True), ("us-east-1", False)):
+        config = parse(MOVED.format(folder=FUNCTIONS, region=region), where="f", environ={}, now=0)
+        before, loaded = loaded, functions.load(config, Places(10), loaded, {}, AwsSession)
+        assert (bool(before) and loaded["orders"].runtime is before["orders"].runtime) is kept
+    runtime = loaded["orders"].runtime
+    assert isinstance(runtime, process.ProcessRuntime)
+    runtimes.append(runtime)
+    assert (await payload(runtime))["environment"]["AWS_REGION"] == "us-east-1"
 
 
 async def test_credentials_are_passed_when_asked_for(make: Make) -> None:
