@@ -352,6 +352,7 @@ async def test_there_are_never_more_workers_than_places(make: Make, caplog: pyte
     assert 1 <= len(pids) <= 2
 
 
+@pytest.mark.slow
 async def test_more_than_may_start_at_a_time_run_side_by_side_as_soon_as_they_have_started(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +366,7 @@ async def test_more_than_may_start_at_a_time_run_side_by_side_as_soon_as_they_ha
             tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_more_spares_than_may_start_at_a_time_are_warm_too(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

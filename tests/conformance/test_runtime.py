@@ -383,6 +383,7 @@ async def test_an_error_may_have_six_megabytes_and_no_more(start_worker: Start) 
     await runtime.aclose()
 
 
+@pytest.mark.slow
 async def test_bytes_that_take_more_room_as_a_text_arrive_whole() -> None:
     reply = await invoke_once(start_python, "returns_zeros", {"count": LIMIT})
     assert reply == Returned("\0" * LIMIT)
