@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import tomllib
 import urllib.error
@@ -18,6 +19,10 @@ DEFAULT_LISTEN = "127.0.0.1:9464"
 TIMEOUT = 35.0
 #: Keys that are named one by one.
 FEW = 20
+#: One of these is in each page that commands ask for.
+_ANSWERS = frozenset({"answer", "done", "mappings"})
+#: A daemon is on this machine or near: a proxy that the environment names for the rest of the world does not lead to it.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 Url = Annotated[
     str | None,
@@ -114,21 +119,44 @@ def _post(name: str, verb: str, config: Path, url: str | None, query: str = "") 
 
 
 def address(config: Path, url: str | None) -> str:
-    """The daemon's address: `url`, else what the file says. Only that one key is read, so that a file whose variables are
-    set for the daemon alone will do."""
+    """The daemon's address: `url`, else what the file says; NoDaemon when that is no place to ask at. Only that one key is
+    read, so that a file whose variables are set for the daemon alone will do."""
     if url:
+        if not url.startswith(("http://", "https://")):
+            raise typer.BadParameter("must begin with http:// or https://", param_hint="--url")
         return url.rstrip("/")
-    listen: Any = DEFAULT_LISTEN
-    try:
-        listen = (
-            tomllib.loads(config.read_text(encoding="utf-8")).get("daemon", {}).get("listen", DEFAULT_LISTEN)
+    listen = _listen(config)
+    host, _, port = listen.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise NoDaemon(
+            f'{config} says listen = "{listen}", where no daemon can be asked: give --url, with the port that its log names'
         )
-    except (OSError, ValueError, AttributeError):
-        typer.echo(f"{config} cannot be read, so the daemon is looked for at {DEFAULT_LISTEN}", err=True)
-    host, _, port = str(listen).rpartition(":")
     # A daemon that listens everywhere is reached at this machine's own address.
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     return f"http://{host}:{port}"
+
+
+def _listen(config: Path) -> str:
+    try:
+        # As the loader reads it, byte order mark and all.
+        raw = tomllib.loads(config.read_text(encoding="utf-8-sig"))
+        listen: Any = raw.get("daemon", {}).get("listen", DEFAULT_LISTEN)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        typer.echo(f"{config} cannot be read, so the daemon is looked for at {DEFAULT_LISTEN}", err=True)
+        return DEFAULT_LISTEN
+    return _expanded(listen) if "${" in str(listen) else str(listen)
+
+
+def _expanded(listen: str) -> str:
+    import os
+
+    from poller.config.environment import expand
+
+    mistakes: list[Any] = []
+    expanded: str = expand(listen, os.environ, mistakes)
+    for mistake in mistakes:
+        raise NoDaemon(f"[daemon] listen = {listen} {mistake.wants}: set it, or give --url")
+    return expanded
 
 
 def ask(url: str, *, post: bool = False, body: dict[str, Any] | None = None) -> Any:
@@ -140,22 +168,32 @@ def ask(url: str, *, post: bool = False, body: dict[str, Any] | None = None) -> 
         headers={"X-Poller": "1", "Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-            return json.load(reply)
+        with _DIRECT.open(request, timeout=TIMEOUT) as reply:
+            said = reply.read()
     except urllib.error.HTTPError as error:
         raise (WrongWish if error.code == 400 else DaemonError)(_said(error)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise NoDaemon(
             f"no daemon answers at {url}: {reason}. Is it running, and is this its address?"
         ) from error
+    answer = _object(said)
+    if not answer.keys() & _ANSWERS:
+        raise DaemonError(f"what answers at {url} is no poller. Is this its address?")
+    return answer
 
 
 def _said(error: urllib.error.HTTPError) -> str:
     with error:
-        try:
-            said = json.load(error)
-        except ValueError:
-            said = {}
+        said = _object(error.read())
     known = f" (there are: {', '.join(said['known'])})" if said.get("known") else ""
-    return f"{said.get('error', f'the daemon answered {error.code}')}{known}"
+    return f"{said.get('error', f'{error.url} answered {error.code}. Is this the address of poller?')}{known}"
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """The JSON object that `text` is; an empty one when it is something else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}

@@ -44,8 +44,8 @@ def failures_command(
 ) -> None:
     """Show what waits in on-failure destinations, dead-letter queues, the spool and parked keys, grouped by error. `show ID`
     prints one in full, with its records; `discard ID` prints and removes one that is spooled or parked, of a paused mapping."""
-    page = f"{address(config, url)}/failures"
     try:
+        page = f"{address(config, url)}/failures"
         if id_ is not None:
             _echo(_one(page, name or "", id_, yes=yes))
             return

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -109,16 +110,16 @@ def replay_command(
 ) -> None:
     """Run failed records again: from where they were kept, or from the stream. Live records go on; Ctrl-C stops it, --resume
     goes on. Exit 1 when something failed again or is gone."""
-    page = f"{address(config, url)}/replays"
     try:
+        page = f"{address(config, url)}/replays"
         if show_list:
             _show_list(page, as_json=as_json)
             return
         if stop is not None:
-            _stop(f"{page}/{stop}")
+            _stop(f"{page}/{quote(stop, safe='')}")
             return
         if resume is not None:
-            one = f"{page}/{resume}"
+            one = f"{page}/{quote(resume, safe='')}"
             replay = ask(one)["answer"]
             # One that runs although its command is gone is followed.
             if replay["state"] != "running":

@@ -94,13 +94,12 @@ def _check(to: str, shard: str | None) -> None:
 
 def _way(name: str, to: str, shard: str | None, config: Path, url: str | None) -> tuple[Seek, str]:
     """How it is done, and what is to be done then: through the daemon that has the state, else in the state file."""
-    daemon = address(config, url)
-    page = f"{daemon}/mappings/{quote(name, safe='')}/seek"
+    there = f"mappings/{quote(name, safe='')}/seek"
 
     def through_the_daemon(dry_run: bool) -> list[dict[str, Any]]:
         try:
             found: list[dict[str, Any]] = ask(
-                page, post=True, body={"to": to, "shard": shard, "dry_run": dry_run}
+                f"{daemon}/{there}", post=True, body={"to": to, "shard": shard, "dry_run": dry_run}
             )["answer"]
         except WrongWish as error:
             raise _Failure((str(error),), 2) from error
@@ -109,6 +108,7 @@ def _way(name: str, to: str, shard: str | None, config: Path, url: str | None) -
         return found
 
     try:
+        daemon = address(config, url)
         ask(f"{daemon}/status")
     except NoDaemon as error:
         if url:

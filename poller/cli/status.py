@@ -30,8 +30,8 @@ def status_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print what /status says.")] = False,
 ) -> None:
     """Show each mapping: state and why, what is in flight, its totals, its shards. Exit 1 when there is no daemon."""
-    page = f"{address(config, url)}/status"
     try:
+        page = f"{address(config, url)}/status"
         if as_json:
             status = ask(page)
             typer.echo(json.dumps(status if name is None else _named(status, name), indent=2))
@@ -59,6 +59,10 @@ def _watch(page: str, name: str | None) -> None:
 
     try:
         console = Console(highlight=False)
+        while not console.is_terminal:
+            # A pipe or a file has nothing that could be drawn over: each look goes below the one before.
+            console.print(_look(page, name, console))
+            Event().wait(INTERVAL)
         with Live(_look(page, name, console), console=console, auto_refresh=False) as live:
             while not Event().wait(INTERVAL):
                 live.update(_look(page, name, console), refresh=True)
