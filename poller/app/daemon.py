@@ -20,7 +20,7 @@ import anyio
 from anyio import to_thread
 
 from poller import __version__
-from poller.app import deploy, functions, scaling, seeking, spooling
+from poller.app import deploy, fitness, functions, scaling, seeking, spooling
 from poller.app.inquiry import Inquiry, Present
 from poller.app.mappings import Surroundings, specs
 from poller.app.replaying import Replays
@@ -59,8 +59,10 @@ class Daemon:
 
     def __init__(self, load: Callable[[], Config]) -> None:
         """Load everything that can be wrong; raises ConfigError."""
+        self._signals = Signals()
+        self._signals.keep_hangups()
         self._load = load
-        self._config = load()
+        self._config = self._read()
         self._places = Places(self._config.daemon.concurrency)
         self._unpacked = Store()
         codes = deploy.survey(self._config, {}, self._unpacked)
@@ -77,6 +79,7 @@ class Daemon:
         self._started = time.time()
         self._ready = False
         self._stopping = False
+        self._opening: anyio.CancelScope | None = None
         self._reloading = anyio.Lock()
         self._supervisor = Supervisor(
             self._observer, self._board, self._world, self._config.daemon.shutdown_timeout
@@ -84,21 +87,27 @@ class Daemon:
         self._inquiry = Inquiry(self._present)
         self._replays = Replays(self._inquiry.open, self._state.jobs, time.time)
 
+    def _read(self) -> Config:
+        config = self._load()
+        if lines := fitness.of_aws(config.aws):
+            raise ConfigError(lines)
+        return config
+
     # --- life -----------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run until stopped by a signal."""
-        signals = Signals()
-        signals.catch()
+        self._signals.catch()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._obey, signals, tasks)
+            tasks.start_soon(self._obey, tasks)
             await self._listen(tasks)
             tasks.start_soon(self._systemd.watchdog, lambda: True)
             tasks.start_soon(self._announce)
             tasks.start_soon(self._keep_code)
             try:
                 await functions.start(self._functions.values(), tasks, lambda: self._session)
-                await self._open_state()
+                with anyio.CancelScope() as self._opening:
+                    await self._open_state()
                 async with anyio.create_task_group() as keeping:
                     keeping.start_soon(self._state.run)
                     async with anyio.create_task_group() as work:
@@ -116,7 +125,7 @@ class Daemon:
 
     async def _open_state(self) -> None:
         """A state that cannot be used ends a start at once, rather than every mapping on a stream by and by."""
-        if not spooling.uses_state(self._config):
+        if self._stopping or not spooling.uses_state(self._config):
             return
         await self._state.store()
         for warning in volatile_spools(self._config):
@@ -189,8 +198,8 @@ class Daemon:
 
     # --- signals --------------------------------------------------------------------------------------------------------
 
-    async def _obey(self, signals: Signals, tasks: TaskGroup) -> None:
-        async for received in signals:
+    async def _obey(self, tasks: TaskGroup) -> None:
+        async for received in self._signals:
             if received is signal.SIGHUP:
                 tasks.start_soon(self._reload, tasks)
             elif self._stopping:
@@ -210,6 +219,9 @@ class Daemon:
             status.in_flight,
         )
         self._systemd.stopping()
+        # A table out of reach may keep a start waiting for longer than a stop may take, and nothing has begun yet.
+        if self._opening:
+            self._opening.cancel()
         timeout = self._supervisor.stop_timeout
         async with anyio.create_task_group() as stopping:
             stopping.start_soon(self._replays.stop, timeout - give_back_reserve(timeout))
@@ -221,7 +233,7 @@ class Daemon:
                 return
             self._systemd.reloading()
             try:
-                config = self._load()
+                config = self._read()
                 codes = await to_thread.run_sync(deploy.survey, config, self._functions, self._unpacked)
                 loaded = functions.load(config, self._places, self._functions, codes, self._current_session)
             except ConfigError as error:
@@ -233,7 +245,9 @@ class Daemon:
                 )
             else:
                 await self._go_over(config, loaded, tasks)
-            self._systemd.ready()
+            # One that comes during the start is no end of that.
+            if self._ready:
+                self._systemd.ready()
 
     async def _go_over(self, config: Config, loaded: dict[str, Loaded], tasks: TaskGroup) -> None:
         old, old_functions, old_session = self._config, self._functions, self._session

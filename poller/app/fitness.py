@@ -1,4 +1,4 @@
-"""What can be wrong with a function and be seen without running it: its program, module, folder, user, certificates."""
+"""What can be wrong and be seen without running anything: a function's program, module, folder, user; certificates."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from importlib.machinery import ModuleSpec
 
-    from poller.config import Config, Function
+    from poller.config import Aws, Config, Function
 
 
 def all_problems(config: Config) -> tuple[str, ...]:
-    """Return one line for each thing that keeps a function of `config` from being started."""
+    """Return one line for each thing that keeps a function of `config` from being started, or AWS from being called."""
     with closing(Store()) as store:
-        return tuple(
+        return of_aws(config.aws) + tuple(
             line for name, function in config.functions.items() for line in _with_code(name, function, store)
         )
+
+
+def of_aws(aws: Aws) -> tuple[str, ...]:
+    """Return one line for each thing that keeps every call to AWS from being made."""
+    found = () if aws.ca_bundle is None else _of_ca_bundle(aws.ca_bundle)
+    return tuple(f"aws.{line}" for line in found)
 
 
 def _with_code(name: str, function: Function, store: Store) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ def run_command(
     process: Annotated[int | None, typer.Option("--process", min=0, hidden=True)] = None,
 ) -> None:
     """Run the mappings of a config file until SIGTERM or Ctrl-C; SIGHUP reloads the file."""
+    # There is nothing to load anew before the file has been read, and nobody would start again what SIGHUP has ended.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from poller.errors import ConfigError
     from poller.telemetry import logs
 

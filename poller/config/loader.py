@@ -140,7 +140,8 @@ class _Reading:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # An editor may have begun it with a byte order mark, which TOML knows nothing of.
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError((f"{path}: must be UTF-8 text; byte {error.start} is not",)) from error
     except FileNotFoundError as error:

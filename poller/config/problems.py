@@ -28,7 +28,7 @@ _ABSENT = object()
 _UNKNOWN = "unknown key"
 _PLAIN_KEY = re.compile(r"[\w$-]+")
 _SECRET_KEY = re.compile(r"secret|password|passwd|token|credential|private|(api|access)_?key", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"(?<=//)[^/@\s]+(?=@)|\b(AKIA|ASIA)[A-Z0-9]{12,}")
+_SECRET_TEXT = re.compile(r"(?<=//)[^/@\s]+(?=@)|\b(AKIA|ASIA)[A-Z0-9]{12,}|(?<=\?)[^\s#\"]*=[^\s#\"]*")
 
 _WANTS = {
     "missing": "is required",

@@ -107,6 +107,12 @@ def test_a_file_that_is_not_there_is_one_line(path: Path) -> None:
     assert (result.exit_code, result.stderr) == (2, f"{path}: there is no such file\n")
 
 
+def test_certificates_for_aws_that_are_not_there_are_one_line(path: Path) -> None:
+    result = check(path, VALID + '[aws]\nca_bundle = "none.pem"\n')
+    assert result.exit_code == 2
+    assert result.stderr == f"{path}: aws.ca_bundle: none.pem cannot be read: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("module", "found"),
     [

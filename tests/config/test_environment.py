@@ -87,6 +87,7 @@ def test_no_line_shows_what_the_environment_holds(secret: str) -> None:
         whole(function='environment = { AB = ["hush"] }'),
         whole(top='[aws]\nsecret_access_key = "hush"'),
         whole(top='[aws]\nendpoint_url = "ftp://hush:hush@host"'),
+        whole(top='[aws]\nendpoint_url = "ftp://host/?token=hush&a=1"'),
         whole(top='[functions."a b"]\nhandler = "m:f"\nenvironment = { AB = "hush" }'),
     ],
 )

@@ -345,6 +345,12 @@ def test_a_file_that_is_valid_is_loaded(tmp_path: Path) -> None:
     assert load(path, environ={}, now=NOW).mappings[0].name == "m"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "f.toml"
+    path.write_text(whole(), encoding="utf-8-sig")
+    assert load(path, environ={}, now=NOW).mappings[0].name == "m"
+
+
 def test_what_is_not_toml_is_one_problem_with_its_place() -> None:
     (line,) = problems("[daemon\n")
     assert line.startswith("f.toml: must be TOML: ")

@@ -165,6 +165,35 @@ def test_a_handler_that_cannot_be_imported_is_named_with_its_mapping(tmp_path: P
     assert "nothing_of_that_name" in line
 
 
+def test_a_hangup_while_functions_are_loaded_is_a_reload_once_they_are(
+    queues: Queues, tmp_path: Path
+) -> None:
+    (tmp_path / "slow_start.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\ndef handler(event, context): pass\n"
+    )
+    config = mapping(queues.create().arn, "record").replace("ledger_handlers:record", "slow_start:handler")
+    with running(Daemon(tmp_path, queues.endpoint_url, config)) as daemon:
+        until(lambda: any("reloaded: 1 mappings" in line for line in daemon.logs), "it is loaded again")
+        until(lambda: daemon.status()["work"]["state"] == "running", "the mapping runs")
+        assert daemon.stop() == 0
+
+
+def test_a_stop_does_not_wait_for_a_state_that_cannot_be_reached(tmp_path: Path) -> None:
+    stream = f"arn:aws:kinesis:{REGION}:{ACCOUNT}:stream/clicks"
+    config = '[daemon]\nstate = "dynamodb:state"\nshutdown_timeout = 5\n' + mapping(
+        stream, "record", starting_position='"LATEST"'
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        daemon = Daemon(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", config).start()
+        try:
+            connection, _ = silent.accept()  # the table is asked for
+            daemon.signal(signal.SIGTERM)
+            assert daemon.wait(20) == 0
+            connection.close()
+        finally:
+            daemon.kill()
+
+
 def test_a_taken_port_ends_the_start_with_one_line(queues: Queues, tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, queues.endpoint_url, mapping(queues.create().arn, "record"))
     with socket.socket() as taken:
