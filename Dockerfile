@@ -24,8 +24,9 @@ WORKDIR /var/lib/poller
 VOLUME /var/lib/poller
 EXPOSE 9464
 STOPSIGNAL SIGTERM
+# Directly: a proxy of the environment is not for loopback.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9464/healthz', timeout=3)"]
+    CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:9464/healthz', timeout=3)"]
 # Exec form: poller is process 1 and gets the signal itself.
 ENTRYPOINT ["poller"]
 CMD ["run", "-c", "/etc/poller/poller.toml"]

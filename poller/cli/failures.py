@@ -17,6 +17,8 @@ from poller.cli.control import DaemonError, Url, WrongWish, address, ask
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+#: Columns from which on a table has room for ids; else they are below it, whole, to be copied.
+WIDE = 140
 _TITLES = {
     "queue": "on-failure queue",
     "objects": "on-failure bucket",
@@ -94,7 +96,10 @@ def _print(places: list[dict[str, Any]]) -> None:
     for place in shown:
         console.print(heading(place), soft_wrap=True, markup=False)
         if place["groups"]:
-            console.print(_table(place))
+            beside = console.width >= WIDE
+            console.print(_table(place, ids=beside))
+            for one in () if beside else place["groups"]:
+                console.print(f"  id of the newest: {one['newest_id']}", soft_wrap=True, markup=False)
 
 
 def heading(place: dict[str, Any]) -> str:
@@ -107,12 +112,13 @@ def heading(place: dict[str, Any]) -> str:
     return f"{place['mapping']}: {_TITLES[place['where']]} {place['name']}{total}{sample}{note}"
 
 
-def _table(place: dict[str, Any]) -> RenderableType:
+def _table(place: dict[str, Any], *, ids: bool) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("count", "records", "error", "message", "oldest", "newest", "id of the newest"):
+    columns = ("count", "records", "error", "message", "oldest", "newest", "id of the newest")
+    for column in columns if ids else columns[:-1]:
         right = column in ("count", "records")
         table.add_column(
             column, justify="right" if right else "left", overflow="fold" if "id" in column else "ellipsis"
@@ -125,7 +131,7 @@ def _table(place: dict[str, Any]) -> RenderableType:
             Text(one["message"]),
             _time(one["oldest"]),
             _time(one["newest"]),
-            Text(one["newest_id"]),
+            *([Text(one["newest_id"])] if ids else []),
         )
     return table
 

@@ -137,7 +137,7 @@ def replay_command(
             "delete": delete,
         }
         _check(wish, twice=start is not None and from_sequence is not None)
-        _look_first(page, wish, dry_run=dry_run, yes=yes)
+        _look_first(page, wish, dry_run=dry_run, yes=yes, as_json=as_json)
         if not dry_run:
             replay = _begun(page, wish)
             _run(f"{page}/{replay['id']}", replay, as_json=as_json)
@@ -190,16 +190,21 @@ def _check(wish: dict[str, Any], *, twice: bool) -> None:
         raise _Failure(str(error), 2) from error
 
 
-def _look_first(page: str, wish: dict[str, Any], *, dry_run: bool, yes: bool) -> None:
+def _look_first(page: str, wish: dict[str, Any], *, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Say what there is, and ask."""
     if not (yes or dry_run or sys.stdin.isatty()):
         raise _Failure("there is no terminal to ask on: look with --dry-run, then say --yes", 2)
     if yes and not dry_run:
         return
-    for line in ask(page, post=True, body={**wish, "dry_run": True})["answer"]:
-        typer.echo(f"{wish['mapping']}: {line}")
+    lines = ask(page, post=True, body={**wish, "dry_run": True})["answer"]
+    if dry_run and as_json:
+        typer.echo(json.dumps(lines, indent=2))
+        return
+    # Whoever wants JSON wants nothing else on standard output.
+    for line in lines:
+        typer.echo(f"{wish['mapping']}: {line}", err=as_json)
     if not dry_run:
-        typer.confirm("replay them?", abort=True)
+        typer.confirm("replay them?", abort=True, err=as_json)
 
 
 def _show_list(page: str, *, as_json: bool) -> None:

@@ -18,6 +18,8 @@ from poller.cli.check import ConfigFile
 if TYPE_CHECKING:
     from poller.config import Config
 
+LAST_PORT = 65_535
+
 LogLevel = Annotated[
     str, typer.Option("--log-level", envvar="POLLER_LOG_LEVEL", help="debug, info, warning or error.")
 ]
@@ -86,6 +88,12 @@ def _run_all(path: Path, count: int, log_level: str, log_format: str) -> int:
         problem = (
             f"--processes {count} needs a state that they share: add fleet = true to [daemon] of {path},"
             " or name a dynamodb:TABLE as its state"
+        )
+        raise ConfigError((problem,))
+    if config.daemon.port and config.daemon.port + count - 1 > LAST_PORT:
+        problem = (
+            f"--processes {count} needs {count} ports, from [daemon] listen = {config.daemon.listen} on, and the last one is"
+            f" {LAST_PORT}: begin lower"
         )
         raise ConfigError((problem,))
     return anyio.run(Processes(command_of(str(path), log_level, log_format), count).run)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 PAGE = "http://127.0.0.1:9464/failures"
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["failures", *arguments], env={"COLUMNS": "200"})
+def run(*arguments: str, columns: int = 200) -> Result:
+    return CliRunner().invoke(app, ["failures", *arguments], env={"COLUMNS": str(columns)})
 
 
 def place(**more: Any) -> dict[str, Any]:
@@ -78,6 +78,12 @@ def test_what_waits_is_shown_place_by_place_without_the_empty_ones(daemon: Daemo
     ]  # fmt: skip
     assert "empty" not in result.stdout
     assert daemon.asked == [""]
+
+
+def test_an_id_is_whole_on_a_narrow_terminal_too(daemon: Daemon):
+    group = place()["groups"][0] | {"newest_id": f"queue:clicks:{'0' * 8}-{'1' * 30}"}
+    daemon.answer = [place(groups=[group])]
+    assert f"  id of the newest: {group['newest_id']}" in run(columns=40).stdout.splitlines()
 
 
 def test_where_nothing_waits_that_is_said(daemon: Daemon):

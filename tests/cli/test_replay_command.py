@@ -178,6 +178,20 @@ def test_a_dry_run_says_what_there_is_and_begins_nothing(daemon: Daemon):
     assert daemon.begun == []
 
 
+def test_a_dry_run_can_be_had_as_json(daemon: Daemon):
+    result = run("clicks", "--from-queue", QUEUE, "--dry-run", "--json")
+    assert json.loads(result.stdout)[0] == "about 10 messages in failed"
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_report_as_json_is_all_of_standard_output_where_it_asks_too(daemon: Daemon):
+    result = run("clicks", "--from-queue", QUEUE, "--json", answer="y\n")
+    assert result.exit_code == 0
+    report = result.stdout.removeprefix(" y\n")  # what the runner's terminal shows of what is typed
+    assert json.loads(report)["mapping"] == "clicks"
+    assert "replay them?" in result.stderr
+
+
 @pytest.mark.parametrize(("answer", "code", "begun"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0)])
 @pytest.mark.usefixtures("terminal")
 def test_on_a_terminal_it_says_what_there_is_and_asks(daemon: Daemon, answer: str, code: int, begun: int):

@@ -262,6 +262,7 @@ def test_the_health_check_is_a_program_that_asks_the_port_that_is_exposed() -> N
     program = json.loads(instruction("HEALTHCHECK").partition("CMD ")[2])
     assert program[:2] == ["python", "-c"]
     compile(program[2], "healthcheck", "exec")
+    assert "ProxyHandler({})" in program[2]  # a proxy of the environment does not lead to loopback
     assert f"127.0.0.1:{instruction('EXPOSE')}/healthz" in program[2]
     assert str(Daemon().port) == instruction("EXPOSE")
 
