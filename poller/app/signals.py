@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import FrameType
 
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -27,7 +29,8 @@ class Signals:
     """What came since `catch`, one by one, after a SIGHUP since `keep_hangups`. For one loop of the main thread."""
 
     def __init__(self) -> None:
-        self._send, self._receive = anyio.create_memory_object_stream[signal.Signals](math.inf)
+        self._send: MemoryObjectSendStream[signal.Signals]
+        self._receive: MemoryObjectReceiveStream[signal.Signals]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._kept = False
 
@@ -41,6 +44,7 @@ class Signals:
     def catch(self) -> None:
         """Take the signals over from the interpreter, inside the running loop."""
         self._loop = asyncio.get_running_loop()
+        self._send, self._receive = anyio.create_memory_object_stream[signal.Signals](math.inf)
         for number in SIGNALS:
             signal.signal(number, self._caught)
         if self._kept:

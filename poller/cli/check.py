@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from poller.config import Config
 
 ConfigFile = Annotated[
-    Path, typer.Option("-c", "--config", metavar="FILE", help="The TOML file of functions and mappings.")
+    Path,
+    # Whether it can be read says who reads it: not all commands need to.
+    typer.Option(
+        "-c", "--config", metavar="FILE", readable=False, help="The TOML file of functions and mappings."
+    ),
 ]
 
 

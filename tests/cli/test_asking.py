@@ -119,6 +119,31 @@ def test_a_file_that_names_no_port_sends_to_url(
     assert result.stderr.count("\n") == 1
 
 
+@pytest.fixture
+def unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that belongs to the daemon's user; root, who may run the tests, could read any."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    path = written(tmp_path, "")
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    return path
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_file_that_may_not_be_read_is_one_line(command: str, unreadable: Path) -> None:
+    result = run(command, "-c", str(unreadable))
+    assert (result.exit_code, result.stderr) == (2, f"{unreadable}: cannot be read: Permission denied\n")
+
+
+def test_who_may_not_read_the_file_may_ask_the_daemon_all_the_same(unreadable: Path) -> None:
+    with answering(b'{"mapping": "a", "done": true}') as url:
+        result = run("pause", "a", "-c", str(unreadable), "--url", url)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "a: paused\n", "")
+
+
 def test_the_environment_is_read_for_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = written(tmp_path, '[daemon]\nlisten = "127.0.0.1:946${POLLER_INSTANCE}"\n')
     monkeypatch.setenv("POLLER_INSTANCE", "3")
