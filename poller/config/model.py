@@ -92,6 +92,8 @@ def _url(text: str) -> str:
         fine = False
     if not fine:
         raise ValueError("must be a URL that begins with http:// or https://")
+    if parts.username is not None:
+        raise ValueError("must hold no user name and no password: requests are signed")
     return text
 
 

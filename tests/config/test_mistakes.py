@@ -119,6 +119,10 @@ def test_a_function_has_a_name_that_lambda_would_take() -> None:
         ('[aws]\nwire = "slow"', 'aws.wire = "slow": must be "fast" or "sdk"'),
         ("[aws]\nca_bundle = 1", "aws.ca_bundle = 1: must be a string"),
         (
+            '[aws]\nendpoint_url = "http://me:hush@host"',
+            'aws.endpoint_url = "http://***@host": must hold no user name and no password: requests are signed',
+        ),
+        (
             '[aws]\nendpoint_url = "localhost:4566"',
             'aws.endpoint_url = "localhost:4566": must be a URL that begins with http:// or https://',
         ),
