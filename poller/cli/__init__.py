@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -62,4 +65,11 @@ for _name, _command in (
 
 def main() -> None:
     """Entry point of the `poller` program."""
-    app()
+    try:
+        app()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # What could not be written must not be tried again at the exit, which would say so once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"poller: {error.filename or 'standard output'} cannot be written: {error.strerror}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +20,8 @@ from poller.cli.control import DaemonError, NoDaemon, address, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @contextmanager
@@ -191,3 +196,27 @@ def test_an_id_of_a_replay_is_no_path(option: str) -> None:
         patch.setattr("poller.cli.replay.ask", refuse)
         assert run("replay", option, "../a b", "--url", "http://daemon").exit_code == 1
     assert asked[0].startswith("http://daemon/replays/..%2Fa%20b")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("schema",), ("check", "-c", "poller.toml")])
+def test_a_full_disk_below_standard_output_is_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        '[functions.f]\nhandler = "json:loads"\n[[mappings]]\nname = "m"\nfunction_name = "f"\n'
+        'event_source_arn = "arn:aws:sqs:eu-west-1:123456789012:orders"\n',
+    )
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "poller", *words],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "poller: standard output cannot be written: No space left on device\n",
+    )
