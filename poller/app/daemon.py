@@ -35,7 +35,7 @@ from poller.engine.status import Board, DaemonStatus, FunctionStatus
 from poller.engine.supervisor import PUT_DOWN_WITHIN, Supervisor, give_back_reserve
 from poller.errors import ConfigError
 from poller.runtimes.code import Store
-from poller.telemetry.logs import LogObserver
+from poller.telemetry.log_observer import LogObserver
 from poller.telemetry.metrics import Metrics
 from poller.telemetry.observers import Fanout
 from poller.telemetry.systemd import Systemd

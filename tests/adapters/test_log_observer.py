@@ -34,8 +34,8 @@ from poller.model import (
     Trouble,
     Unparked,
 )
-from poller.telemetry import logs
-from poller.telemetry.logs import LogObserver
+from poller.telemetry import log_observer
+from poller.telemetry.log_observer import LogObserver
 from tests.adapters.logbook import Log, restored
 
 if TYPE_CHECKING:
@@ -212,9 +212,9 @@ def test_other_troubles_and_other_mappings_are_said_at_once() -> None:
 def test_troubles_without_number_are_not_all_remembered() -> None:
     Log(logging.CRITICAL)
     observer = LogObserver(lambda: 0.0)
-    for number in range(logs.MAX_KINDS + 50):
+    for number in range(log_observer.MAX_KINDS + 50):
         observer.trouble(Trouble("a", str(number), 1.0))
-    assert len(observer._recent._said) == logs.MAX_KINDS
+    assert len(observer._recent._said) == log_observer.MAX_KINDS
 
 
 def test_throttles_are_said_as_seldom_as_trouble() -> None:
