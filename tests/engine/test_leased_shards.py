@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from tests.engine.fleet import Member
 
+#: One more of a kind of which the quick tests have one already.
+ANOTHER = pytest.mark.slow
+
 
 async def feed(fleet: Fleet, seconds: float, pause: float = 0.25) -> None:
     """Put a record into every open shard every so often."""
@@ -244,7 +247,9 @@ def test_whoever_looks_while_a_worker_leaves_leaves_it_nothing(offset: float):
     in_virtual_time(body)
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.1, 0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize(
+    "offset", [0.0, *(pytest.param(at, marks=ANOTHER) for at in (0.1, 0.2, 0.4, 0.6, 0.8))]
+)
 @pytest.mark.parametrize("seconds", [0.1, 0.5])
 def test_what_is_handed_to_a_worker_that_leaves_comes_back_at_once(offset: float, seconds: float):
     async def body() -> None:
@@ -270,7 +275,7 @@ def test_what_is_handed_to_a_worker_that_leaves_comes_back_at_once(offset: float
     in_virtual_time(body)
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.01, 0.1, 0.3])
+@pytest.mark.parametrize("apart", [0.0, *(pytest.param(gap, marks=ANOTHER) for gap in (0.01, 0.1, 0.3))])
 @pytest.mark.parametrize("stays", [True, False])
 def test_workers_that_stop_together_leave_nothing_to_each_other(apart: float, stays: bool):
     async def body() -> None:
