@@ -36,7 +36,7 @@ class FunctionIdentity:
 class CognitoIdentity:
     """Always there, always empty: no mapping has a Cognito caller."""
 
-    __slots__ = ("cognito_identity_id", "cognito_identity_pool_id")
+    __slots__ = ("__dict__", "cognito_identity_id", "cognito_identity_pool_id")
 
     def __init__(self) -> None:
         self.cognito_identity_id: str | None = None
@@ -45,9 +45,10 @@ class CognitoIdentity:
 
 class LambdaContext:
     """The members and types of Lambda's own, for one invocation. `memory_limit_in_mb` is a string there
-    too."""
+    too. A handler may keep things of its own in it."""
 
     __slots__ = (
+        "__dict__",
         "_deadline",
         "aws_request_id",
         "client_context",

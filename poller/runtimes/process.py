@@ -96,6 +96,7 @@ class Setting:
         return {
             "PATH": os.environ.get("PATH", _PATH),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
+            "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
             **self.environment,
             "TZ": ":UTC",
             "AWS_REGION": self.region,
@@ -106,9 +107,8 @@ class Setting:
             "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
             "AWS_LAMBDA_LOG_GROUP_NAME": function.log_group_name,
             "AWS_LAMBDA_LOG_STREAM_NAME": _stamped(function.log_stream_name, self.code_version),
-            "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
             "LAMBDA_TASK_ROOT": root,
-            "LAMBDA_RUNTIME_DIR": self.environment.get("LAMBDA_RUNTIME_DIR", root),
+            "LAMBDA_RUNTIME_DIR": root,
             "_HANDLER": self.handler,
             **({"AWS_EXECUTION_ENV": runtime} if runtime else {}),
             **({"POLLER_CODE_VERSION": self.code_version} if self.code_version else {}),
@@ -131,17 +131,25 @@ def python(function: FunctionIdentity, setting: Setting, size: Size) -> ProcessR
     """Return the runtime that runs a Python handler in workers of our own."""
     own = str(Path(poller.__file__).parent.parent)
     version = f"AWS_Lambda_python{sys.version_info.major}.{sys.version_info.minor}"
+    setting = replace(setting, handler=_spelt(setting.handler))
 
     def planned(setting: Setting) -> Plan:
         variables = setting.variables(function, runtime=version)
 
         def plan(link: Link) -> Launch:
-            argv = (sys.executable, "-c", _START, own, str(link.keep[0]))
+            # Unbuffered, as in Lambda: the last words before a crash or a time-out tell most.
+            argv = (sys.executable, "-u", "-c", _START, own, str(link.keep[0]))
             return _launch(argv, variables, setting)
 
         return plan
 
     return ProcessRuntime(function, Pool(function.name, size, planned(setting), FrameLink), setting, planned)
+
+
+def _spelt(handler: str) -> str:
+    """The handler in Lambda's own form, which wrappers take apart at the last dot, where that form can name it."""
+    _, _, attribute = handler.partition(":")
+    return handler if "." in attribute else handler.replace(":", ".")
 
 
 def command(

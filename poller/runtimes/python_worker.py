@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from io import TextIOWrapper
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
@@ -149,8 +148,6 @@ def _fields(error: FunctionError) -> bytes:
 def main(descriptor: int) -> None:
     """Serve on `descriptor`; the environment says which handler and which function."""
     line = Line(descriptor)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
     records = Records()
     logging.getLogger().addHandler(records)
     level = os.environ.get("AWS_LAMBDA_LOG_LEVEL", "").upper()

@@ -6,8 +6,8 @@
     answered --GET next--> parked
 
 What does not fit the present step is refused as Lambda refuses it and changes nothing: an unknown or answered id is 400
-InvalidRequestID, a second `next` is 403 InvalidStateTransition. A parked connection that breaks leaves the worker idle: its
-invocation is delivered to the next `next`.
+InvalidRequestID, a second `next` or an init error after the first one is 403 InvalidStateTransition. A parked connection that
+breaks leaves the worker idle: its invocation is delivered to the next `next`.
 
 The port is open to every program of the machine, as it is inside Lambda's own sandbox.
 """
@@ -142,6 +142,7 @@ class ApiLink:
         self._parked: Connection | None = None
         self._invocation: Invocation | None = None
         self._delivered = False
+        self._initialized = False
         self._server = socket.create_server(("127.0.0.1", 0), backlog=MAX_CONNECTIONS)
         self._server.setblocking(False)
         self._descriptor = self._server.fileno()
@@ -212,12 +213,20 @@ class ApiLink:
             case "POST", ["invocation", request_id, "error"]:
                 self._settle(connection, request_id, request, _failure)
             case "POST", ["init", "error"]:
-                connection.answer(202, _OK)
-                self._worker.init_failed(_failure(request))
+                self._init_error(connection, request)
             case _:
                 connection.answer(404, _error_body("NotFound", "No such call of the Runtime API"))
 
+    def _init_error(self, connection: Connection, request: Request) -> None:
+        if self._initialized:
+            text = "State transition from Ready to InitError failed: the runtime has asked for work"
+            connection.answer(403, _error_body("InvalidStateTransition", text))
+            return
+        connection.answer(202, _OK)
+        self._worker.init_failed(_failure(request))
+
     def _next(self, connection: Connection) -> None:
+        self._initialized = True
         waiting = self._parked is not None and self._parked.open
         if waiting or (self._invocation is not None and self._delivered):
             text = "State transition from Running to Ready failed: the invocation has no answer yet"

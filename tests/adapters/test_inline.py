@@ -184,6 +184,16 @@ async def test_the_remaining_time_is_never_below_zero() -> None:
     assert 29_000 < early.get_remaining_time_in_millis() <= 30_000
 
 
+async def test_a_handler_may_keep_what_it_likes_in_its_context() -> None:
+    # Decorators for Lambda's handlers put parameters and secrets there.
+    context: Any = LambdaContext(FUNCTION, an_invocation())
+    context.parameters = {"vat": 19}
+    context.identity.tenant = "acme"
+
+    assert (context.parameters, context.identity.tenant) == ({"vat": 19}, "acme")
+    assert not hasattr(LambdaContext(FUNCTION, an_invocation()), "parameters")
+
+
 async def test_the_context_writes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     context = LambdaContext(FUNCTION, an_invocation())
     context.log("order 7\n")

@@ -212,6 +212,16 @@ async def test_an_init_error_is_told(side: Side) -> None:
     assert side.heard.failures == [FunctionError("Runtime.Boom", "no")]
 
 
+async def test_an_init_error_after_init_is_refused(side: Side) -> None:
+    await begin(side)
+    status, error = await side.client.call("POST", "init/error", b"{}")
+    assert (status, error["errorType"]) == (403, "InvalidStateTransition")
+    assert side.heard.failures == []
+
+    path = f"invocation/{CALL.request_id}/response"
+    assert (await side.client.call("POST", path, b"{}"))[0] == 202
+
+
 async def test_a_response_of_more_than_six_megabytes_is_too_large(side: Side) -> None:
     await begin(side)
     path = f"invocation/{CALL.request_id}/response"

@@ -114,6 +114,18 @@ async def test_a_handler_may_format_its_logs_itself(make: Make, caplog: pytest.L
     assert '{"id": "request-1", "text": "order 7 is odd"}' in caplog.messages
 
 
+async def test_what_was_printed_before_a_worker_dies_is_logged_to_the_last_word(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    runtime = make("dies_in_the_middle_of_a_line")
+    assert await runtime.ready("request-1") is None
+    reply = await runtime.invoke(Invocation("request-1", {}, time.time() + 30, ARN))
+
+    assert isinstance(reply, FunctionError)
+    await until(lambda: "order 7 is odd" in caplog.messages)
+
+
 # --- isolation ----------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +184,34 @@ name = "orders"
 event_source_arn = "arn:aws:sqs:{region}:123456789012:orders"
 function_name = "orders"
 """
+
+
+@pytest.mark.parametrize(
+    ("handler", "found"),
+    [
+        ("python_functions.describes_process", "python_functions.describes_process"),
+        ("python_functions:describes_process", "python_functions.describes_process"),
+        ("python_functions:Described.process", "python_functions:Described.process"),
+    ],
+)
+async def test_a_worker_finds_its_handler_as_lambda_spells_it(
+    runtimes: list[process.ProcessRuntime], handler: str, found: str
+) -> None:
+    # Wrappers such as OpenTelemetry's take it apart at the last dot.
+    file = MOVED.format(folder=FUNCTIONS, region="eu-west-1").replace(
+        "python_functions:describes_process", handler
+    )
+    config = parse(file, where="f", environ={}, now=0)
+    runtime = functions.load(config, Places(10), {}, {}, AwsSession)["orders"].runtime
+    assert isinstance(runtime, process.ProcessRuntime)
+    runtimes.append(runtime)
+    assert (await payload(runtime))["environment"]["_HANDLER"] == found
+
+
+async def test_what_the_config_says_of_a_variable_that_is_not_reserved_counts(make: Make) -> None:
+    environment = {"AWS_XRAY_CONTEXT_MISSING": "IGNORE_ERROR", "LANG": "C", "PATH": "/bin"}
+    seen = (await payload(make("describes_process", environment=environment)))["environment"]
+    assert {name: seen[name] for name in environment} == environment
 
 
 async def test_a_function_whose_source_is_in_another_region_after_a_reload_runs_there(

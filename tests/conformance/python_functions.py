@@ -122,6 +122,12 @@ def prints_without_an_end(event, context):
     context.log(f"this is {context.aws_request_id}")
 
 
+def dies_in_the_middle_of_a_line(event, context):
+    print("order 7 is", end="")
+    sys.stdout.buffer.write(b" odd")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def floods(event, context):
     line = b"x" * 99 + b"\n"
     for _ in range(event["lines"] // 100):
@@ -155,6 +161,10 @@ def describes_process(event, context):
         "uid": os.getuid(),
         "descriptors": sorted(map(int, os.listdir("/proc/self/fd"))),
     }
+
+
+class Described:
+    process = staticmethod(describes_process)
 
 
 def trace(event, context):
