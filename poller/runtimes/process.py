@@ -61,6 +61,8 @@ CREDENTIALS = (
     "HOME",
 )
 _PATH = "/usr/local/bin:/usr/bin:/bin"
+#: Names a program that is given the command line of the runtime, and executes it.
+_WRAPPER = "AWS_LAMBDA_EXEC_WRAPPER"
 # The function's folder is the first place to import from, by its name because a handler may leave it. It comes once the
 # runtime is there, as in Lambda: what lies in it cannot keep a worker from starting, whatever it is called.
 _START = (
@@ -139,7 +141,8 @@ def python(function: FunctionIdentity, setting: Setting, size: Size) -> ProcessR
         def plan(link: Link) -> Launch:
             # Unbuffered, as in Lambda: the last words before a crash or a time-out tell most.
             argv = (sys.executable, "-u", "-c", _START, own, str(link.keep[0]))
-            return _launch(argv, variables, setting)
+            wrapper = setting.environment.get(_WRAPPER)
+            return _launch((wrapper, *argv) if wrapper else argv, variables, setting)
 
         return plan
 

@@ -208,6 +208,22 @@ async def test_a_worker_finds_its_handler_as_lambda_spells_it(
     assert (await payload(runtime))["environment"]["_HANDLER"] == found
 
 
+async def test_a_wrapper_script_starts_the_workers(make: Make, tmp_path: Path) -> None:
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text('#!/bin/sh\nexport _HANDLER=python_functions.trace\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    runtime = make("describes_process", environment={"AWS_LAMBDA_EXEC_WRAPPER": str(wrapper)})
+    found = await payload(runtime)
+    assert found.startswith("Root=1-")
+
+
+async def test_a_wrapper_script_that_is_missing_is_an_exit_with_127(make: Make) -> None:
+    environment = {"AWS_LAMBDA_EXEC_WRAPPER": "/no/such/wrapper"}
+    reply = await make("describes_process", environment=environment).ready("request-1")
+    reason = "RequestId: request-1 Error: Runtime exited with error: exit status 127"
+    assert reply == FunctionError("Runtime.ExitError", reason)
+
+
 async def test_what_the_config_says_of_a_variable_that_is_not_reserved_counts(make: Make) -> None:
     environment = {"AWS_XRAY_CONTEXT_MISSING": "IGNORE_ERROR", "LANG": "C", "PATH": "/bin"}
     seen = (await payload(make("describes_process", environment=environment)))["environment"]
