@@ -80,7 +80,9 @@ def _of_worker(function: Function, root: Path | None) -> Iterator[str]:
         yield from _of_user(function.user)
     if function.runtime == "command":
         yield from _of_command(function, folder)
-    elif not importable((function.handler or "").partition(":")[0], _folders(function, folder)):
+        return
+    yield from _of_wrapper(function, folder)
+    if not importable((function.handler or "").partition(":")[0], _folders(function, folder)):
         place = "working directory" if root is None else "code"
         yield (
             f'handler = "{function.handler}": names a module that is neither in its {place} nor on'
@@ -104,6 +106,15 @@ def _of_command(function: Function, folder: Path | None) -> Iterator[str]:
         process.program(function.command[0], setting)
     except OSError as error:
         yield f"command: {error}"
+
+
+def _of_wrapper(function: Function, folder: Path | None) -> Iterator[str]:
+    if wrapper := function.environment.get(process.WRAPPER):
+        setting = process.Setting(function.environment, "", working_directory=folder)
+        try:
+            process.program(wrapper, setting)
+        except OSError:
+            yield f"environment.{process.WRAPPER}: must name a program that can be run"
 
 
 def _folders(function: Function, folder: Path | None) -> tuple[str, ...]:

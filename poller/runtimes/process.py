@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Plan = Callable[[Link], Launch]
 
 __all__ = [
+    "WRAPPER",
     "Limits",
     "NotNow",
     "ProcessRuntime",
@@ -61,8 +62,8 @@ CREDENTIALS = (
     "HOME",
 )
 _PATH = "/usr/local/bin:/usr/bin:/bin"
-#: Names a program that is given the command line of the runtime, and executes it.
-_WRAPPER = "AWS_LAMBDA_EXEC_WRAPPER"
+#: Names a program that is given the command line of a worker of `python`, and executes it.
+WRAPPER = "AWS_LAMBDA_EXEC_WRAPPER"
 # The function's folder is the first place to import from, by its name because a handler may leave it. It comes once the
 # runtime is there, as in Lambda: what lies in it cannot keep a worker from starting, whatever it is called.
 _START = (
@@ -141,7 +142,7 @@ def python(function: FunctionIdentity, setting: Setting, size: Size) -> ProcessR
         def plan(link: Link) -> Launch:
             # Unbuffered, as in Lambda: the last words before a crash or a time-out tell most.
             argv = (sys.executable, "-u", "-c", _START, own, str(link.keep[0]))
-            wrapper = setting.environment.get(_WRAPPER)
+            wrapper = setting.environment.get(WRAPPER)
             return _launch((wrapper, *argv) if wrapper else argv, variables, setting)
 
         return plan

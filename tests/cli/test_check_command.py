@@ -184,6 +184,10 @@ def test_the_schema_is_that_of_the_file() -> None:
             'handler = "none:handler": names a module that is neither in its working directory nor on Python\'s path',
         ),
         (
+            'runtime = "python"\nhandler = "json:loads"\nenvironment = { AWS_LAMBDA_EXEC_WRAPPER = "./plain" }',
+            "environment.AWS_LAMBDA_EXEC_WRAPPER: must name a program that can be run",
+        ),
+        (
             'runtime = "python"\nhandler = "json:loads"\nuser = "no-such-user"',
             "user: there is no user no-such-user",
         ),
@@ -233,6 +237,7 @@ def test_a_function_that_can_start_is_valid(path: Path, monkeypatch: pytest.Monk
     for keys in (
         'runtime = "python"\nhandler = "shop:handler"\nenvironment = { PYTHONPATH = "lib" }',
         'runtime = "python"\nhandler = "shop:handler"\nworking_directory = "lib"',
+        'runtime = "python"\nhandler = "json:loads"\nenvironment = { AWS_LAMBDA_EXEC_WRAPPER = "./bootstrap" }',
         'runtime = "python"\nhandler = "shop:handler"\ncode = "lib"',
         'runtime = "python"\nhandler = "inside.shop:handler"\ncode = "shop.zip"',
         'runtime = "command"\ncommand = ["./bootstrap"]\ncode = "shop.zip"',
