@@ -100,6 +100,7 @@ class Setting:
             "PATH": os.environ.get("PATH", _PATH),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
+            **({"AWS_EC2_METADATA_DISABLED": "true"} if self.credentials is None else self.credentials),
             **self.environment,
             "TZ": ":UTC",
             "AWS_REGION": self.region,
@@ -115,7 +116,6 @@ class Setting:
             "_HANDLER": self.handler,
             **({"AWS_EXECUTION_ENV": runtime} if runtime else {}),
             **({"POLLER_CODE_VERSION": self.code_version} if self.code_version else {}),
-            **({"AWS_EC2_METADATA_DISABLED": "true"} if self.credentials is None else self.credentials),
         }
 
 

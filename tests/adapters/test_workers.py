@@ -225,9 +225,18 @@ async def test_a_wrapper_script_that_is_missing_is_an_exit_with_127(make: Make) 
 
 
 async def test_what_the_config_says_of_a_variable_that_is_not_reserved_counts(make: Make) -> None:
-    environment = {"AWS_XRAY_CONTEXT_MISSING": "IGNORE_ERROR", "LANG": "C", "PATH": "/bin"}
-    seen = (await payload(make("describes_process", environment=environment)))["environment"]
-    assert {name: seen[name] for name in environment} == environment
+    environment = {
+        "AWS_EC2_METADATA_DISABLED": "false",
+        "AWS_PROFILE": "reports",
+        "AWS_XRAY_CONTEXT_MISSING": "IGNORE_ERROR",
+        "HOME": "/tmp",
+        "LANG": "C",
+        "PATH": "/bin",
+    }
+    for credentials in (None, {"AWS_PROFILE": "shop", "HOME": "/root"}):
+        runtime = make("describes_process", environment=environment, credentials=credentials)
+        seen = (await payload(runtime))["environment"]
+        assert {name: seen[name] for name in environment} == environment
 
 
 async def test_a_function_whose_source_is_in_another_region_after_a_reload_runs_there(
