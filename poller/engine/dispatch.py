@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from poller.model import Outcome
 
 
+#: Seconds after which a batch that was refused before, and is not again, counts as taken.
+TAKEN = 1.0
+
+
 class Dispatch:
     """The way of one mapping's batches to their function; with a circuit breaker it is `breaker.GuardedDispatch`."""
 
@@ -31,6 +35,10 @@ class Dispatch:
         self.in_flight_invocations = 0
         self.in_flight_records = 0
         self.in_flight_bytes = 0
+        self.refused = 0
+        """Batches that wait because the function did not take them."""
+        self.on_taken: Callable[[], None] = lambda: None
+        """Called when it has taken one of them after all, and is busy with it; set by whoever receives."""
         self._invoker = invoker
         self.door = door
         self.maximum = maximum_concurrency
@@ -83,9 +91,24 @@ class Dispatch:
         called = anyio.Event()
         refused = self._invoker.slots.refused
         refused.append(called)
+        self.refused += 1
         try:
             with anyio.CancelScope(deadline=until):
                 await called.wait()
         finally:
+            self.refused -= 1
             if not called.is_set():
                 refused.remove(called)
+
+    async def invoke_again(self, call: Call) -> Outcome | None:
+        """As `invoke`, for a batch that was refused. Its handler may take long: that it was taken does not become known at its
+        end only."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._wait_taken)
+            outcome = await self.invoke(call)
+            tasks.cancel_scope.cancel()
+        return outcome
+
+    async def _wait_taken(self) -> None:
+        await anyio.sleep(TAKEN)
+        self.on_taken()

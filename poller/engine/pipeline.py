@@ -79,6 +79,7 @@ class Pipeline:
     def __init__(self, plan: Plan, parts: Parts, work: Work) -> None:
         self.plan = plan
         self.dispatch = parts.dispatch
+        self.dispatch.on_taken = self._grow
         self.workers = 0
         self.gathering = 0
         self.receiving = 0
@@ -184,7 +185,7 @@ class Pipeline:
     @property
     def _is_refused(self) -> bool:
         """Whether the function takes no more. One batch alone may be refused for what is in it."""
-        return self._task.refused > 1
+        return self.dispatch.refused > 1
 
     async def _work(self, carried: Sequence[Record]) -> None:
         """One worker, started with a permission to gather."""

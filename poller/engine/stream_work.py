@@ -116,9 +116,6 @@ class Batches:
 class StreamWork:
     """Works on the batches of one lane of a shard. `window` is the one that was open at the checkpoint."""
 
-    #: Its lane has one worker, which receives nothing meanwhile anyway.
-    refused = 0
-
     def __init__(
         self,
         batches: Batches,

@@ -44,9 +44,6 @@ DONE = Worked()
 class Work(Protocol):
     """Takes batches to their end, one at a time for each caller."""
 
-    refused: int
-    """Batches that wait because the function did not take them; while there are several, nothing more is to be received."""
-
     async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
         """Invoke, settle, and retry as the source's policy says; acknowledge `dropped`, which were filtered out of what was
         received with the batch, whatever becomes of it."""
@@ -75,7 +72,6 @@ class QueueWork:
         self._world = parts.world
         self._patience = patience
         self._gate = KeyGate() if ordered else None
-        self.refused = 0
 
     async def process(self, batch: Sequence[Record], dropped: Sequence[Record]) -> Worked:
         if self._gate is None:
@@ -111,7 +107,8 @@ class QueueWork:
         while True:
             call = self._call.of(batch, envelope.event(batch))
             witness = self._accounts.witness(batch, call.event) if self._accounts else None
-            outcome = await self._dispatch.invoke(witness.of(call) if witness else call)
+            invoke = self._dispatch.invoke_again if attempt.refusals else self._dispatch.invoke
+            outcome = await invoke(witness.of(call) if witness else call)
             if outcome is None:
                 break
             decision = decide(
@@ -125,18 +122,11 @@ class QueueWork:
             )
             if isinstance(decision, Settle):
                 return await self._settle(decision, dropped, witness, outcome)
-            if not await self._door.unless_closed(partial(self._pause, decision.at)):
+            if not await self._door.unless_closed(partial(self._dispatch.wait_refused, decision.at)):
                 break
             attempt = Attempt(attempt.refusals + 1, attempt.since)
         await self._settler.done(dropped)
         return None
-
-    async def _pause(self, until: float) -> None:
-        self.refused += 1
-        try:
-            await self._dispatch.wait_refused(until)
-        finally:
-            self.refused -= 1
 
     async def _settle(
         self, decision: Settle, dropped: Sequence[Record], witness: Witness | None, outcome: Outcome

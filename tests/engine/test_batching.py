@@ -457,6 +457,22 @@ async def test_nothing_more_is_received_while_refused_batches_wait_for_their_nex
         assert sum(message.receives for message in messages) == received == pipeline.buffered_records
 
 
+@virtual
+async def test_a_function_that_refused_and_takes_long_gets_all_it_may_before_its_first_handler_has_ended():
+    async def handler(call):
+        if anyio.current_time() < 20:
+            return BUSY
+        await anyio.sleep(600)
+        return OK
+
+    mapping = Mapping(function=Function(handler=handler), patience=1000, timeout=900, maximum_concurrency=20)
+    mapping.queue.latency = 0.02
+    mapping.queue.send(1000)
+    async with mapping.running():
+        await anyio.sleep(100)
+        assert mapping.function.running == 20
+
+
 @pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
 @virtual
 async def test_a_function_that_takes_less_than_the_mapping_may_send_is_kept_busy_and_burns_no_receives(fifo):
