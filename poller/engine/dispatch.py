@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import anyio
@@ -85,11 +86,12 @@ class Dispatch:
             self.in_flight_bytes -= size
             slots.release()
 
-    async def wait_refused(self, until: float) -> None:
+    async def wait_refused(self, until: float, *, in_vain: bool = False) -> None:
         """Wait with a batch that the function refused: until then, or until a handler of the function has ended, which may
-        leave what it had too little of. Who has waited longest, for whichever mapping, goes first."""
+        leave what it had too little of. Who has waited longest, for whichever mapping, goes first. One for which handlers
+        have ended `in_vain` waits until then."""
         called = anyio.Event()
-        refused = self._invoker.slots.refused
+        refused = deque[anyio.Event]() if in_vain else self._invoker.slots.refused
         refused.append(called)
         self.refused += 1
         try:

@@ -39,6 +39,9 @@ class Worked:
 
 
 DONE = Worked()
+#: Times that a refused batch is tried before its time because a handler has ended: others may have been quicker. After so many
+#: it is refused for what is in it, and would be with every handler that ends.
+CALLS = 8
 
 
 class Work(Protocol):
@@ -104,6 +107,7 @@ class QueueWork:
         """Invoke until something is decided, and settle; returns what is left to the queue, None when the door closed before a
         handler saw the batch. `dropped` is settled either way."""
         attempt = Attempt(refusals=0, since=self._world.clock())
+        called = 0
         while True:
             call = self._call.of(batch, envelope.event(batch))
             witness = self._accounts.witness(batch, call.event) if self._accounts else None
@@ -122,8 +126,10 @@ class QueueWork:
             )
             if isinstance(decision, Settle):
                 return await self._settle(decision, dropped, witness, outcome)
-            if not await self._door.unless_closed(partial(self._dispatch.wait_refused, decision.at)):
+            pause = partial(self._dispatch.wait_refused, decision.at, in_vain=called >= CALLS)
+            if not await self._door.unless_closed(pause):
                 break
+            called += self._world.clock() < decision.at
             attempt = Attempt(attempt.refusals + 1, attempt.since)
         await self._settler.done(dropped)
         return None

@@ -473,6 +473,23 @@ async def test_a_function_that_refused_and_takes_long_gets_all_it_may_before_its
         assert mapping.function.running == 20
 
 
+@virtual
+async def test_a_batch_that_is_refused_for_what_is_in_it_is_not_tried_with_each_handler_that_ends():
+    async def handler(call):
+        if "m1" in call.ids:
+            return BUSY
+        await anyio.sleep(0.1)
+        return OK
+
+    mapping = Mapping(function=Function(handler=handler), batch_size=1, patience=1000, maximum_concurrency=5)
+    mapping.queue.latency = 0.02
+    mapping.queue.send(1000)
+    async with mapping.running():
+        await anyio.sleep(20)
+        assert len(mapping.queue.acked) > 600
+        assert mapping.function.batches.count(["m1"]) < 15
+
+
 @pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
 @virtual
 async def test_a_function_that_takes_less_than_the_mapping_may_send_is_kept_busy_and_burns_no_receives(fifo):
