@@ -345,8 +345,8 @@ class ShardReads:
             return cursor
         target, skip_before = self._target(position, again=cursor is not None)
         iterator = await self._calls.seek(target)
-        if target.kind == "LATEST" and anyio.current_time() > now + SKEW:
-            # Throttled for so long that this is another latest.
+        if target.kind == "LATEST" and self._wall() > target.timestamp + SKEW:
+            # It waited, or was throttled, for so long that this is another latest.
             target, skip_before = self._target(position, again=True)
             iterator = await self._calls.seek(target)
         fresh = Cursor(iterator, now, cursor.not_before if cursor else 0.0, skip_before)

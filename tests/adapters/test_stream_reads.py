@@ -361,6 +361,25 @@ async def test_a_latest_that_was_throttled_for_long_is_sought_where_it_was(kind:
 
 
 @virtual
+async def test_a_latest_that_waited_before_it_was_throttled_is_sought_where_it_was(kind: str) -> None:
+    rig = Rig.of(kind)
+    rig.fake.put("old")
+    await anyio.sleep(MINUTE)
+    began = wall()
+    await anyio.sleep(9)
+    rig.fake.script("GetShardIterator", *[throttled("GetShardIterator")] * 4)
+    async with anyio.create_task_group() as tasks:
+
+        async def put() -> None:
+            await anyio.sleep(2)
+            rig.fake.put("new")
+
+        tasks.start_soon(put)
+        async with rig.open(StartAt("LATEST", timestamp=began)) as reader:
+            assert await receive(reader, 1) == ["new"]
+
+
+@virtual
 async def test_a_late_mapping_never_gets_what_was_there_before_it(kind: str) -> None:
     rig = Rig.of(kind)
     async with rig.open(LATEST) as early, anyio.create_task_group() as tasks:
