@@ -99,7 +99,7 @@ class Output:
         self._budget = budget
         self._rest = b""
         self._cut = False
-        """Whether what comes belongs to a line whose beginning is logged, and no more of it is."""
+        """Whether what comes belongs to a line whose beginning is logged, or dropped, and no more of it is."""
         self._pending = select.poll()
         self._pending.register(descriptor, select.POLLIN)
         loop.add_reader(descriptor, self.read)
@@ -132,16 +132,17 @@ class Output:
         self._cut = False
 
     def _take(self, data: bytes) -> None:
-        *lines, rest = (
-            (self._rest + data).split(b"\n") if self._budget.allows(0) else (b"", self._flood(data))
-        )
+        if not self._budget.allows(0):
+            self._flood(data)
+            return
+        *lines, rest = (self._rest + data).split(b"\n")
         if self._cut:
             if not lines:
                 return
             del lines[0]
             self._cut = False
         for number, line in enumerate(lines):
-            if line and not self._say(line):
+            if not self._say(line):
                 self._budget.drop(len(lines) - number - 1)
                 break
         if len(rest) > MAX_LINE:
@@ -149,15 +150,18 @@ class Output:
             rest, self._cut = b"", True
         self._rest = rest
 
-    def _flood(self, data: bytes) -> bytes:
+    def _flood(self, data: bytes) -> None:
         # Counting line breaks costs a thousandth of taking lines apart.
-        self._budget.drop(data.count(b"\n"))
-        return b""
+        unfinished = not data.endswith(b"\n")
+        self._budget.drop(data.count(b"\n") + unfinished - self._cut)
+        self._rest, self._cut = b"", unfinished
 
     def _say(self, line: bytes) -> bool:
         if not self._budget.take(len(line)):
             self._budget.drop(1)
             return False
+        if not line:
+            return True
         level = logging.INFO
         if line.startswith(b"["):
             level = next((number for mark, number in _LEVELS.items() if line.startswith(mark)), level)

@@ -174,6 +174,7 @@ class Worker:
         if self.state is State.STARTING:
             self._init_timer.cancel()
             self.init_duration = self._loop.time() - self.since
+            self._take_output()
         elif self.state is State.FINISHING:
             self.process.output.request_id = ""
         else:
@@ -184,9 +185,7 @@ class Worker:
     def replied(self, reply: Reply) -> None:
         """The invocation has ended."""
         if self.state is State.BUSY:
-            # What it printed before it replied is in the pipe by now, and belongs to this invocation.
-            self.process.output.read()
-            self.process.output.end_line()
+            self._take_output()
             self.duration = perf_counter() - self._begun
             self._leave(State.FINISHING)
             self._give(reply)
@@ -209,6 +208,11 @@ class Worker:
         if self.state is State.IDLE:
             self._owner.ending(self)
         self._loop.call_later(GRACE, self.broken)
+
+    def _take_output(self) -> None:
+        # What it printed before it said so is in the pipe by now, and belongs to what has ended.
+        self.process.output.read()
+        self.process.output.end_line()
 
     # --- how it ends ----------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,7 @@ class PythonWorker:
 
     def serve(self, records: Records) -> None:
         """Run invocations, one after the other."""
+        _flush()
         self._line.send(READY)
         while (body := self._line.receive()) is not None:
             request_id, deadline, arn, event = decode(body)
@@ -115,9 +116,7 @@ class PythonWorker:
                 os._exit(
                     0
                 )  # a fork of the handler's came back from it: there is one invocation and one reply
-            with suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
+            _flush()
             if isinstance(reply, FunctionError):
                 self._line.send_error(ERROR, reply)
             else:
@@ -139,6 +138,12 @@ class PythonWorker:
 
             self._runner = asyncio.Runner()
         return self._runner.run(coroutine)
+
+
+def _flush() -> None:
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def _fields(error: FunctionError) -> bytes:

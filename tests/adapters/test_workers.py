@@ -108,6 +108,60 @@ async def test_of_a_long_line_only_its_beginning_is_logged_however_it_arrives(
     assert [one.getMessage().encode() for one in caplog.records] == whole
 
 
+async def test_a_line_of_which_a_part_was_dropped_does_not_go_on_when_lines_are_logged_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    reading, writing = os.pipe()
+    now = 0.0
+    budget = Budget("orders", lambda: now)
+    output = Output(asyncio.get_running_loop(), reading, budget)
+    for pieces in (
+        (b"a" * 20_000, b"b" * 20_000, b"c\nshort\n"),
+        (b"", b"lost\nlost as w", b"ell\nanother\n"),
+    ):
+        for number, piece in enumerate(pieces):
+            if number == 1:
+                # Another worker of the function prints much at that moment.
+                while budget.take(0):
+                    pass
+            os.write(writing, piece)
+            output.read()
+            now += number
+    os.close(writing)
+    output.close()
+
+    logged = [one.getMessage() for one in caplog.records if "dropped" not in vars(one)]
+    assert logged == ["a" * MAX_LINE, "short", "another"]
+    assert budget.dropped_lines == 2
+
+
+async def test_empty_lines_are_not_logged_but_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    reading, writing = os.pipe()
+    output = Output(asyncio.get_running_loop(), reading, Budget("orders", lambda: 0.0))
+    for text in (b"first\n", b"\n" * LINES_PER_SECOND, b"\n\nlast\n"):
+        os.write(writing, text)
+        output.read()
+    os.close(writing)
+    output.close()
+
+    assert [one.getMessage() for one in caplog.records[:-1]] == ["first"]
+    assert vars(caplog.records[-1])["dropped"] == 4
+
+
+async def test_what_init_code_prints_without_an_end_is_that_of_no_invocation(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "poller.function")
+    (tmp_path / "python_functions.py").write_text(
+        "print('loading', end='')\ndef handler(event, context):\n    print('handling')\n"
+    )
+    await payload(make("handler", working_directory=tmp_path))
+    printed = [(one.getMessage(), vars(one).get("request_id")) for one in caplog.records]
+    assert printed[:2] == [("loading", None), ("handling", "request-1")]
+
+
 async def test_a_handler_may_format_its_logs_itself(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "poller.function")
     await payload(make("logs_in_its_own_format"))
