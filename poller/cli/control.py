@@ -185,7 +185,10 @@ def ask(url: str, *, post: bool = False, body: dict[str, Any] | None = None) -> 
 
 def _said(error: urllib.error.HTTPError) -> str:
     with error:
-        said = _object(error.read())
+        try:
+            said = _object(error.read())
+        except (OSError, http.client.HTTPException):
+            said = {}
     known = f" (there are: {', '.join(said['known'])})" if said.get("known") else ""
     return f"{said.get('error', f'{error.url} answered {error.code}. Is this the address of poller?')}{known}"
 

@@ -95,6 +95,22 @@ def test_what_speaks_no_http_is_no_daemon() -> None:
         thread.join()
 
 
+def test_a_refusal_that_is_cut_off_is_still_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 100\r\n\r\n<html>")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(DaemonError, match=r"answered 502\. Is this the address"):
+            ask(f"http://127.0.0.1:{server.getsockname()[1]}/status")
+        thread.join()
+
+
 def test_an_address_that_no_url_can_hold_is_no_daemon() -> None:
     with pytest.raises(NoDaemon, match="no daemon answers at"):
         ask("http://127.0.0.1:port/status")
