@@ -177,6 +177,8 @@ class Daemon:
 
     async def _announce(self) -> None:
         await self._supervisor.ready()
+        if self._stopping:
+            return
         # What is there now stays until the end: the collector need not look at it again.
         gc.collect()
         gc.freeze()

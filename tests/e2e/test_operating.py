@@ -190,6 +190,7 @@ def test_a_stop_does_not_wait_for_a_state_that_cannot_be_reached(tmp_path: Path)
             daemon.signal(signal.SIGTERM)
             assert daemon.wait(20) == 0
             connection.close()
+            assert not [line for line in daemon.logs if "ready:" in line]
         finally:
             daemon.kill()
 
