@@ -43,6 +43,8 @@ INVOKING_CONNECTIONS = 100_000
 #: Seconds that a connection may be silent, and for Lambda: the longest time limit of a function, and some for the way.
 READ_TIMEOUT = 75.0
 INVOKING_READ_TIMEOUT = 960.0
+#: What endpoint rules are told of the credentials' account.
+_OF_ACCOUNT = ("AWS::Auth::AccountId", "AWS::Auth::AccountIdEndpointMode")
 
 
 class AwsSession:
@@ -269,10 +271,23 @@ class AwsSession:
 async def _endpoint_of(client: Any, service: str) -> str:
     """Return where `client` sends the hot calls of `service`; raises AwsError."""
     # Its `meta.endpoint_url` follows older rules, which are wrong for some variants (FIPS, dual-stack) of some regions.
-    operation = min(HOT_OPERATIONS[service])
-    model = client.meta.service_model.operation_model(operation)
+    operation, meta = min(HOT_OPERATIONS[service]), client.meta
+    event = f"before-endpoint-resolution.{meta.service_model.service_id.hyphenize()}"
+    ours: dict[str, Any] = {}
+
+    def for_all_accounts(builtins: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        # The account of the credentials has an endpoint of its own in newer rules, and streams may be those of others.
+        if context is ours:
+            for name in _OF_ACCOUNT:
+                builtins.pop(name, None)
+
+    meta.events.register(event, for_all_accounts)
     try:
-        url, _, _ = await client._resolve_endpoint_ruleset(model, {}, {})
+        url, _, _ = await client._resolve_endpoint_ruleset(
+            meta.service_model.operation_model(operation), {}, ours
+        )
     except foreign() as error:
         raise translate(error, service=service, operation=operation) from error
+    finally:
+        meta.events.unregister(event, for_all_accounts)
     return str(url)

@@ -294,6 +294,30 @@ async def test_calls_go_to_the_endpoint_of_the_region_in_its_variant(
     assert proxy.requests[0].startswith(f"CONNECT {host}:443 ".encode())
 
 
+async def test_streams_of_all_accounts_are_read_at_the_endpoint_of_their_region(
+    aws: ScriptedAws, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Credentials that name their account would lead to its own endpoint, and the stream may be another's.
+    monkeypatch.setenv("AWS_ACCOUNT_ID", "123456789012")
+    stream = "arn:aws:kinesis:eu-west-1:210987654321:stream/clicks"
+    async with RawProxy("", b"HTTP/1.1 403 Forbidden\r\n\r\n") as proxy:
+        monkeypatch.setenv("https_proxy", f"http://{proxy.address}")
+        async with AwsSession(Aws(), facts) as session:
+            hot = await session.hot("kinesis", "eu-west-1")
+            with pytest.raises(Unreachable, match="check HTTPS_PROXY"):
+                await hot.call("GetRecords", {"ShardIterator": "A", "StreamARN": stream}, timeout=5)
+    assert proxy.requests[0].startswith(b"CONNECT kinesis.eu-west-1.amazonaws.com:443 ")
+
+
+@pytest.mark.parametrize("service", ["sqs", "kinesis", "dynamodbstreams"])
+async def test_where_calls_go_is_known_without_credentials(
+    service: str, aws: ScriptedAws, session: AwsSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert await session.hot(service)
+
+
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
