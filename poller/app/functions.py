@@ -81,7 +81,7 @@ def load(
         try:
             loaded[name] = _load(name, function, mapping, places, code, session)
         except FunctionInitError as error:
-            said = " ".join(str(error).split("\n"))
+            said = str(error).replace("\n", " ")
             problems.append(f'functions.{name} (mapping "{mapping.name}"): {error.error_type}: {said}')
     if problems:
         raise ConfigError(tuple(problems))

@@ -65,11 +65,13 @@ _PATH = "/usr/local/bin:/usr/bin:/bin"
 #: Names a program that is given the command line of a worker of `python`, and executes it.
 WRAPPER = "AWS_LAMBDA_EXEC_WRAPPER"
 # The function's folder is the first place to import from, by its name because a handler may leave it. It comes once the
-# runtime is there, as in Lambda: what lies in it cannot keep a worker from starting, whatever it is called.
+# runtime is there, as in Lambda: what lies in it cannot keep a worker from starting, whatever it is called. The runtime keeps
+# no name for itself either: a function may have a poller of its own.
 _START = (
     "import os, sys; path = [one for one in sys.path if one]; sys.path[:] = [sys.argv[1], *path];"
-    " import poller.runtimes.python_worker as worker;"
-    " sys.path[:] = [os.getcwd(), *path]; worker.main(int(sys.argv[2]))"
+    " import poller.runtimes.python_worker as worker; sys.path[:] = [os.getcwd(), *path];"
+    " [sys.modules.pop(one) for one in [*sys.modules] if one.split('.')[0] == 'poller'];"
+    " worker.main(int(sys.argv[2]))"
 )
 
 

@@ -342,6 +342,15 @@ async def test_what_a_functions_modules_are_called_is_nothing_to_the_runtime(
     assert await payload(make("handler", working_directory=tmp_path)) == 19
 
 
+async def test_a_function_may_be_called_what_the_runtime_is(
+    runtimes: list[process.ProcessRuntime], tmp_path: Path
+) -> None:
+    (tmp_path / "poller.py").write_text("def handler(event, context):\n    return 19\n")
+    setting = Setting({}, "eu-west-1", handler="poller:handler", working_directory=tmp_path)
+    runtimes.append(process.python(FunctionIdentity("orders", ARN, 256), setting, Size(1)))
+    assert await payload(runtimes[0]) == 19
+
+
 @pytest.mark.parametrize("level", ["info", "INFO", "TRACE", "no level"])
 async def test_the_log_level_is_that_of_its_variable_as_far_as_there_is_such_a_one(
     make: Make, level: str
