@@ -105,9 +105,10 @@ class Daemon:
             tasks.start_soon(self._announce)
             tasks.start_soon(self._keep_code)
             try:
-                await functions.start(self._functions.values(), tasks, lambda: self._session)
                 with anyio.CancelScope() as self._opening:
-                    await self._open_state()
+                    if not self._stopping:
+                        await functions.start(self._functions.values(), tasks, lambda: self._session)
+                        await self._open_state()
                 async with anyio.create_task_group() as keeping:
                     keeping.start_soon(self._state.run)
                     async with anyio.create_task_group() as work:
@@ -125,7 +126,7 @@ class Daemon:
 
     async def _open_state(self) -> None:
         """A state that cannot be used ends a start at once, rather than every mapping on a stream by and by."""
-        if self._stopping or not spooling.uses_state(self._config):
+        if not spooling.uses_state(self._config):
             return
         await self._state.store()
         for warning in volatile_spools(self._config):
@@ -221,7 +222,7 @@ class Daemon:
             status.in_flight,
         )
         self._systemd.stopping()
-        # A table out of reach may keep a start waiting for longer than a stop may take, and nothing has begun yet.
+        # A table or STS out of reach may keep a start waiting for longer than a stop may take, and nothing has begun yet.
         if self._opening:
             self._opening.cancel()
         timeout = self._supervisor.stop_timeout

@@ -178,17 +178,26 @@ def test_a_hangup_while_functions_are_loaded_is_a_reload_once_they_are(
         assert daemon.stop() == 0
 
 
-def test_a_stop_does_not_wait_for_a_state_that_cannot_be_reached(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("state", "function"),
+    [
+        ("dynamodb:state", ""),
+        ("memory:", 'runtime = "python"\nrole_arn = "arn:aws:iam::123456789012:role/work"\n'),
+    ],
+    ids=["state", "role"],
+)
+def test_a_stop_does_not_wait_for_a_state_or_a_role_that_cannot_be_reached(
+    state: str, function: str, tmp_path: Path
+) -> None:
     stream = f"arn:aws:kinesis:{REGION}:{ACCOUNT}:stream/clicks"
-    config = '[daemon]\nstate = "dynamodb:state"\nshutdown_timeout = 5\n' + mapping(
-        stream, "record", starting_position='"LATEST"'
-    )
+    work = mapping(stream, "record", starting_position='"LATEST"')
+    config = f'[daemon]\nstate = "{state}"\nshutdown_timeout = 5\n' + work.replace("timeout = 3\n", function)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         daemon = Daemon(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", config).start()
         try:
-            connection, _ = silent.accept()  # the table is asked for
+            connection, _ = silent.accept()  # the table, or the role, is asked for
             daemon.signal(signal.SIGTERM)
-            assert daemon.wait(20) == 0
+            assert daemon.wait(5) == 0
             connection.close()
             assert not [line for line in daemon.logs if "ready:" in line]
         finally:
