@@ -332,6 +332,8 @@ class Failed:
     """The whole batch failed."""
 
     error: FunctionError
+    returned: bool = False
+    """The function itself did not fail: it returned something that fails the batch."""
 
 
 @dataclass(frozen=True, slots=True)

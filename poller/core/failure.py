@@ -73,7 +73,7 @@ def document(
         built["responseContext"] = {
             "statusCode": 200,
             "executedVersion": invoke.executed_version,
-            "functionError": "Unhandled" if isinstance(given_up.outcome, Failed) else None,
+            "functionError": "Unhandled" if _is_error(given_up.outcome) else None,
         }
     built["version"] = "1.0"
     built["timestamp"] = iso(at, "milliseconds")
@@ -168,6 +168,11 @@ def executed_version(function_arn: str) -> str:
 def function_name(function_arn: str) -> str:
     """The name in the ARN of a function."""
     return function_arn.split(":")[6]
+
+
+def _is_error(outcome: Failed | PartlyFailed) -> bool:
+    """Whether the function failed itself: to Lambda a reply that fails its batch is none of its errors."""
+    return isinstance(outcome, Failed) and not outcome.returned
 
 
 def _batch_info(records: Sequence[Record], origin: Origin) -> dict[str, Any]:

@@ -88,4 +88,4 @@ def _identifier(entry: Any, known: frozenset[str], place: str) -> str:
 
 
 def _failed(error_type: str, message: str) -> Failed:
-    return Failed(FunctionError(error_type, message))
+    return Failed(FunctionError(error_type, message), returned=True)

@@ -166,7 +166,7 @@ def load(text: str) -> Window | None:
 
 
 def _failed(message: str) -> Failed:
-    return Failed(FunctionError("Poller.InvalidWindowResponse", message))
+    return Failed(FunctionError("Poller.InvalidWindowResponse", message), returned=True)
 
 
 def _iso(second: int) -> str:

@@ -260,7 +260,7 @@ class Metrics:
             return
         function.invocations.inc()
         function.duration.observe(fact.duration)
-        if isinstance(fact.outcome, Failed):
+        if isinstance(fact.outcome, Failed) and not fact.outcome.returned:
             function.errors.inc()
         counters = self._mapping(fact.mapping)
         counters.invoked_events.inc(fact.records)

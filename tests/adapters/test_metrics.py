@@ -135,6 +135,14 @@ def test_a_partial_failure_fails_events_but_is_no_error(metrics: Metrics) -> Non
     assert value(metrics, "failed_invoke_events_total", mapping="orders") == 2
 
 
+def test_a_reply_that_makes_no_sense_fails_events_but_is_no_error(metrics: Metrics) -> None:
+    error = FunctionError("Poller.ResponseNotAnObject", "17")
+    metrics.invoked(invoked(Failed(error, returned=True), failed=10))
+    assert value(metrics, "invocations_total", function="f") == 1
+    assert value(metrics, "errors_total", function="f") == 0
+    assert value(metrics, "failed_invoke_events_total", mapping="orders") == 10
+
+
 def test_a_throttle_is_neither_an_invocation_nor_an_error(metrics: Metrics) -> None:
     metrics.invoked(invoked(NotInvoked("no slot"), failed=10))
     assert value(metrics, "throttles_total", function="f") == 1

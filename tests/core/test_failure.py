@@ -78,6 +78,12 @@ def test_the_document_equals_what_lambda_sends(name, given_up, origin):
     assert list(order(built)) == list(order(expected))
 
 
+def test_a_reply_that_makes_no_sense_is_no_error_of_the_function():
+    senseless = Failed(FunctionError("Poller.InvalidBatchItemFailures", "17"), returned=True)
+    expected = example("dest-kinesis-partial-response.json")
+    assert document(GiveUp((LATER,), Condition.RETRIES, 4, senseless), CLICKS, INVOKE, AT) == expected
+
+
 def test_an_s3_object_holds_the_event_before_the_timestamp():
     expected = example("dest-dynamodb-s3-object.json")
     event = {"Records": [example("dynamodb-stream.json")["Records"][0]]}

@@ -114,6 +114,7 @@ def test_a_malformed_list_fails_the_whole_batch_and_says_why(
 ) -> None:
     result = outcome(payload, source)
     assert isinstance(result, Failed)
+    assert result.returned
     assert result.error.error_type == "Poller.InvalidBatchItemFailures"
     assert message in result.error.error_message
 

@@ -166,6 +166,7 @@ def test_the_state_that_was_returned_is_carried_on(payload, outcome, state):
 def test_an_invocation_that_gives_no_state_has_failed_and_changes_nothing(payload, says):
     outcome, window = carry(Window(120, 130, '{"n":1}'), Returned(payload), Succeeded())
     assert isinstance(outcome, Failed)
+    assert outcome.returned
     assert outcome.error.error_type == "Poller.InvalidWindowResponse"
     assert outcome.error.error_message.startswith("The function returned ")
     assert says in outcome.error.error_message

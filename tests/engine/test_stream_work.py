@@ -12,7 +12,16 @@ from poller.core.retry import StreamPolicy
 from poller.destinations.memory import MemoryDestination
 from poller.engine.slots import Places, Slots
 from poller.errors import AccessDenied, DocumentTooLarge, Unreachable
-from poller.model import Checkpoint, Delivered, DeliveryFailed, Dropped, Invoked, Settled, Trouble
+from poller.model import (
+    Checkpoint,
+    Delivered,
+    DeliveryFailed,
+    Dropped,
+    Invoked,
+    Returned,
+    Settled,
+    Trouble,
+)
 from tests.engine.fakes import BUSY, EPOCH, ERROR, OK, Function, failing, settle_down, taking, virtual
 from tests.engine.stream_fakes import FUNCTION_ARN, STREAM_ARN, Clicks, Envelope, Stream, failing_on
 
@@ -344,6 +353,19 @@ async def test_what_a_partial_response_leaves_has_the_retries_of_a_new_batch():
     assert failure.document["requestContext"]["approximateInvokeCount"] == 4
     assert failure.document["responseContext"]["functionError"] is None
     assert batch_info(failure) == ("3", "3", 1)
+
+
+@pytest.mark.parametrize("reply", [failing("99"), failing(""), Returned("done")])
+@virtual
+async def test_destinations_are_told_of_a_senseless_reply_as_of_a_function_that_did_not_fail(reply):
+    clicks = clicks_with(*[reply] * 3, partial=True, policy=retries(2), destination=MemoryDestination())
+    clicks.stream.put(2)
+    async with clicks.running():
+        await anyio.sleep(LONG_ENOUGH)
+    (failure,) = clicks.destination.deliveries
+    assert failure.document["requestContext"]["approximateInvokeCount"] == 3
+    assert failure.document["responseContext"]["functionError"] is None
+    assert batch_info(failure) == ("1", "2", 2)
 
 
 # --- too large ----------------------------------------------------------------------------------------------------------
