@@ -258,6 +258,8 @@ class Returned:
     """The function ended normally with this JSON value (None for no result)."""
 
     payload: Any = None
+    version: str = ""
+    """The version that ran, where Lambda has said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +270,10 @@ class FunctionError:
     error_message: str
     stack_trace: tuple[str, ...] = ()
     timed_out: bool = False
+    said: Any = field(default=None, compare=False, repr=False)
+    """The error object as the function's runtime wrote it, which may have more members; None where there was none."""
+    version: str = ""
+    """The version that ran, where Lambda has said so."""
 
     def __post_init__(self) -> None:
         # Half a surrogate pair is legal in a Python string and in JSON. No store, no status and no log takes it.

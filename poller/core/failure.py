@@ -14,14 +14,14 @@ from uuid import NAMESPACE_OID, uuid5
 import orjson
 
 from poller.errors import DocumentTooLarge
-from poller.model import Failed, PartlyFailed
+from poller.model import Failed, PartlyFailed, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from poller.core.retry import GiveUp
     from poller.core.windows import Window
-    from poller.model import Record
+    from poller.model import Record, Reply
 
 
 #: The condition of a batch that a function has finished.
@@ -157,6 +157,11 @@ def mapping_id(mapping: str, source_arn: str) -> str:
 def qualified(function_arn: str) -> str:
     """The ARN of a function with the version or alias that it means."""
     return function_arn if function_arn.count(":") > 6 else f"{function_arn}:$LATEST"
+
+
+def version_of(reply: Reply) -> str:
+    """The version that ran, where Lambda has said so; empty where it has not."""
+    return "" if isinstance(reply, Refused) else reply.version
 
 
 def executed_version(function_arn: str) -> str:

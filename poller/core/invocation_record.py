@@ -12,7 +12,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 import orjson
 
-from poller.core.failure import SUCCESS, executed_version, iso, qualified
+from poller.core.failure import SUCCESS, executed_version, iso, qualified, version_of
 from poller.model import Failed, FunctionError, Returned
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ def invocation_record(
     """The record of `ran` for those of its records that are in `request`, an event; `at` is Unix time."""
     function_arn = qualified(ran.function_arn)
     error = _error_of(ran)
-    response: dict[str, Any] = {"statusCode": 200, "executedVersion": executed_version(function_arn)}
+    response: dict[str, Any] = {
+        "statusCode": 200,
+        "executedVersion": version_of(ran.reply) or executed_version(function_arn),
+    }
     if error is not None:
         response["functionError"] = "Unhandled"
     return {
@@ -56,7 +59,7 @@ def invocation_record(
         },
         "requestPayload": request,
         "responseContext": response,
-        "responsePayload": _payload(ran, error),
+        "responsePayload": _payload(ran.reply, error),
     }
 
 
@@ -78,14 +81,9 @@ def _error_of(ran: Ran) -> FunctionError | None:
     return ran.outcome.error if isinstance(ran.outcome, Failed) else None
 
 
-def _payload(ran: Ran, error: FunctionError | None) -> Any:
+def _payload(reply: Reply, error: FunctionError | None) -> Any:
     if error is None:
-        return ran.reply.payload if isinstance(ran.reply, Returned) else None
-    if not error.stack_trace:
-        return {"errorType": error.error_type, "errorMessage": error.error_message}
-    return {
-        "errorMessage": error.error_message,
-        "errorType": error.error_type,
-        "requestId": ran.request_id,
-        "stackTrace": list(error.stack_trace),
-    }
+        return reply.payload if isinstance(reply, Returned) else None
+    if error.said is not None:
+        return error.said
+    return {"errorType": error.error_type, "errorMessage": error.error_message}

@@ -149,6 +149,8 @@ class StreamWork:
         self._seen = False
         # That of the attempt before, as long as its batch is tried again unchanged.
         self._request_id = ""
+        # Of the function, at the last attempt, where Lambda has said it.
+        self._version = ""
 
     @property
     def doing(self) -> str:
@@ -284,7 +286,7 @@ class StreamWork:
             records=records,
             event=self._event(records, final=final),
             request_id=self._request_id,
-            judge=None if self.window is None or final else self._judge,
+            judge=partial(self._judge, final=final),
             shard=self._shard,
         )
         if self._success is not None:
@@ -379,7 +381,7 @@ class StreamWork:
             failure.LastInvoke(
                 self._request_id or self._world.request_id(),
                 function_arn,
-                failure.executed_version(function_arn),
+                self._version or failure.executed_version(function_arn),
             ),
             at,
             failure.WindowInvoke(self.window, final) if self.window else None,
@@ -452,8 +454,11 @@ class StreamWork:
         self._closed()
         return True
 
-    def _judge(self, reply: Reply, outcome: Outcome) -> Outcome:
-        judged, self.window = windows.carry(self.window, reply, outcome) if self.window else (outcome, None)
+    def _judge(self, reply: Reply, outcome: Outcome, *, final: bool) -> Outcome:
+        self._version = failure.version_of(reply)
+        if self.window is None or final:
+            return outcome
+        judged, self.window = windows.carry(self.window, reply, outcome)
         return judged
 
     def _window_size(self) -> int:

@@ -3,7 +3,7 @@
 A frame is four bytes of length (little-endian), one byte of kind, and a body of JSON, which the length counts without the
 kind. The daemon sends INVOKE with [request id, deadline, function ARN, event]. The worker sends READY once; INIT_ERROR
 instead of it; and for each INVOKE either RESULT with the handler's result or ERROR, both meaning that it is free again.
-An error is [type, message, [stack trace lines]].
+An error is Lambda's error object.
 
 Requests and answers take turns, so nothing is numbered: what an ended invocation would still say dies with its worker.
 """
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import socket
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poller.model import FunctionError, Returned
 from poller.runtimes._json import decode, encode
 from poller.runtimes._python import MAX_RESPONSE_BYTES
+from poller.runtimes._reply import error_of, is_error_object, value_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -139,7 +140,7 @@ class FrameLink:
                 worker.asked()
                 return
             elif kind in (ERROR, INIT_ERROR):
-                reply = _error(decode(body))
+                reply = _error(body)
             else:
                 raise ValueError(f"a frame of kind {kind!r}")
         except (AttributeError, ValueError, TypeError):
@@ -154,6 +155,7 @@ class FrameLink:
         worker.asked()
 
 
-def _error(fields: Any) -> FunctionError:
-    error_type, message, trace = fields
-    return FunctionError(error_type, message, tuple(trace))
+def _error(body: bytes) -> FunctionError:
+    if not is_error_object(value_of(body)):
+        raise ValueError("it is no error object")
+    return error_of(body, "")

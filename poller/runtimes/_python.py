@@ -89,7 +89,13 @@ def error_of(error: BaseException, request_id: str) -> FunctionError:
     """Return Lambda's error object for what the handler raised, without the frames of poller itself."""
     if isinstance(error, SystemExit):
         return FunctionError("Runtime.ExitError", f"RequestId: {request_id} Error: {_exit_reason(error)}")
-    return FunctionError(type(error).__name__, _text_of(error), _stack_trace(error.__traceback__))
+    return reported(type(error).__name__, _text_of(error), _stack_trace(error.__traceback__), request_id)
+
+
+def reported(kind: str, message: str, trace: tuple[str, ...] = (), request_id: str = "") -> FunctionError:
+    """Return an error with the members that Lambda's client writes of it; outside of an invocation the id is empty."""
+    said = {"errorMessage": message, "errorType": kind, "requestId": request_id, "stackTrace": [*trace]}
+    return FunctionError(kind, message, trace, said=said)
 
 
 def _exit_reason(error: SystemExit) -> str:
@@ -117,7 +123,7 @@ def _stack_trace(trace: TracebackType | None) -> tuple[str, ...]:
 # --- results ------------------------------------------------------------------------------------------------
 
 
-def marshal(result: object) -> Returned | FunctionError:
+def marshal(result: object, request_id: str) -> Returned | FunctionError:
     """Return the JSON value of what the handler returned, or Lambda's error when it has none or is too
     large."""
     if result is None:
@@ -132,13 +138,13 @@ def marshal(result: object) -> Returned | FunctionError:
             return too_large()
         return Returned(_parsed(text) if isinstance(result, bytes) else _decode(text))
     except Exception as error:
-        return FunctionError("Runtime.MarshalError", f"Unable to marshal response: {error}")
+        return reported("Runtime.MarshalError", f"Unable to marshal response: {error}", request_id=request_id)
     finally:
         if inspect.iscoroutine(result):
             result.close()  # nobody will await it, and Python would complain later, far from here
 
 
-def encode_result(result: object) -> bytes | FunctionError:
+def encode_result(result: object, request_id: str) -> bytes | FunctionError:
     """Return the JSON of what the handler returned: `marshal` for a handler whose reply travels to another process."""
     if result is None:
         return b"null"
@@ -149,7 +155,7 @@ def encode_result(result: object) -> bytes | FunctionError:
             return too_large()
         return _encode(_parsed(text)).encode(errors="surrogatepass") if isinstance(result, bytes) else data
     except Exception as error:
-        return FunctionError("Runtime.MarshalError", f"Unable to marshal response: {error}")
+        return reported("Runtime.MarshalError", f"Unable to marshal response: {error}", request_id=request_id)
     finally:
         if inspect.iscoroutine(result):
             result.close()

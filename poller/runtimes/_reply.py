@@ -70,4 +70,4 @@ def error_of(body: bytes, otherwise: str) -> FunctionError:
     trace = fields.get("stackTrace") or fields.get("trace") or ()
     lines = tuple(map(str, trace)) if isinstance(trace, list) else ()
     timed_out = kind == _TIMED_OUT[0] or ("errorType" not in fields and _TIMED_OUT[1] in message)
-    return FunctionError(kind, message, lines, timed_out=timed_out)
+    return FunctionError(kind, message, lines, timed_out=timed_out, said=said)

@@ -103,7 +103,8 @@ class InlineRuntime:
 
     def _call(self, invocation: Invocation) -> Reply:
         try:
-            return marshal(self._handler(invocation.event, LambdaContext(self._function, invocation)))
+            result = self._handler(invocation.event, LambdaContext(self._function, invocation))
+            return marshal(result, invocation.request_id)
         except BaseException as error:
             return error_of(error, invocation.request_id)
 
@@ -141,7 +142,7 @@ def _drive(
         try:
             waiting = step(value)
         except StopIteration as stop:
-            reply: Reply = marshal(stop.value)
+            reply: Reply = marshal(stop.value, request_id)
             break
         except BaseException as error:
             reply = error_of(error, request_id)

@@ -21,7 +21,14 @@ from poller.errors import FunctionInitError
 from poller.model import FunctionError, Invocation
 from poller.runtimes._frames import ERROR, HEAD, INIT_ERROR, READY, RESULT
 from poller.runtimes._json import decode
-from poller.runtimes._python import MAX_RESPONSE_BYTES, encode_result, error_of, load_handler, too_large
+from poller.runtimes._python import (
+    MAX_RESPONSE_BYTES,
+    encode_result,
+    error_of,
+    load_handler,
+    reported,
+    too_large,
+)
 from poller.runtimes._reply import trace_id
 from poller.runtimes.context import FunctionIdentity, LambdaContext
 
@@ -86,8 +93,8 @@ class Line:
 
     def send_error(self, kind: bytes, error: FunctionError) -> None:
         """Write what went wrong."""
-        body = _fields(error)
-        self.send(kind, body if len(body) <= MAX_RESPONSE_BYTES else _fields(too_large()))
+        body = _object(error)
+        self.send(kind, body if len(body) <= MAX_RESPONSE_BYTES else _object(too_large()))
 
 
 class PythonWorker:
@@ -125,7 +132,8 @@ class PythonWorker:
     def _run(self, event: Any, invocation: Invocation) -> bytes | FunctionError:
         try:
             result = self._handler(event, LambdaContext(self._function, invocation))
-            return encode_result(self._awaited(result) if self._is_async else result)
+            result = self._awaited(result) if self._is_async else result
+            return encode_result(result, invocation.request_id)
         except SystemExit:
             raise  # ends the process, as it does in Lambda
         except BaseException as error:
@@ -146,8 +154,8 @@ def _flush() -> None:
         sys.stderr.flush()
 
 
-def _fields(error: FunctionError) -> bytes:
-    return dumps((error.error_type, error.error_message, error.stack_trace)).encode()
+def _object(error: FunctionError) -> bytes:
+    return dumps(error.said or {"errorType": error.error_type, "errorMessage": error.error_message}).encode()
 
 
 def main(descriptor: int) -> None:
@@ -162,7 +170,7 @@ def main(descriptor: int) -> None:
     try:
         handler = load_handler(os.environ["_HANDLER"])
     except FunctionInitError as error:
-        line.send_error(INIT_ERROR, FunctionError(error.error_type, str(error), error.stack_trace))
+        line.send_error(INIT_ERROR, reported(error.error_type, str(error), error.stack_trace))
         sys.exit(1)
     PythonWorker(line, _identity(os.environ), handler).serve(records)
 

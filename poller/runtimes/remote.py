@@ -9,6 +9,7 @@ function's error too: it may have run. Nothing is tried again in here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from poller.aws.errors import foreign, translate, unsent
@@ -66,14 +67,15 @@ class LambdaRuntime:
             return _not_invoked(translate(error, service="lambda", operation="Invoke"))
         if body is None:
             return too_large()
+        version = str(reply.get("ExecutedVersion") or "")
         if kind := reply.get("FunctionError"):
-            return error_of(body, kind)
+            return replace(error_of(body, kind), version=version)
         try:
-            return Returned(value_of(body))
+            return Returned(value_of(body), version)
         except (
             ValueError
         ):  # a custom runtime may say anything: a text, which no source takes for a batch response
-            return Returned(body.decode(errors="replace"))
+            return Returned(body.decode(errors="replace"), version)
 
     def workers(self) -> None:
         """None: what runs the function is Lambda's."""

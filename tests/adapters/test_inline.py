@@ -278,6 +278,12 @@ async def test_a_result_that_contains_itself_is_a_marshal_error() -> None:
 
     text = "Unable to marshal response: Circular reference detected"
     assert reply == FunctionError("Runtime.MarshalError", text)
+    assert reply.said == {
+        "errorMessage": text,
+        "errorType": "Runtime.MarshalError",
+        "requestId": "request-1",
+        "stackTrace": [],
+    }
 
 
 # --- errors -------------------------------------------------------------------------------------------------

@@ -127,6 +127,24 @@ async def test_the_functions_error_is_read_off_the_payload(
     assert await invoke(runtime) == error
 
 
+async def test_a_reply_tells_which_version_ran_and_an_error_all_that_the_function_said(
+    aws: ScriptedAws, runtime: LambdaRuntime
+) -> None:
+    error = b'{"errorType": "a.B", "errorMessage": "no 7", "cause": {"errorMessage": "no 8"}}'
+    headers = {"X_Amz_Executed_Version": "12"}
+    aws.script(
+        "Invoke",
+        said(b"1", **headers),
+        said(b"no JSON", **headers),
+        said(error, X_Amz_Function_Error="Unhandled", **headers),
+    )
+    assert await invoke(runtime) == Returned(1, "12")
+    assert await invoke(runtime) == Returned("no JSON", "12")
+    failed = await invoke(runtime)
+    assert isinstance(failed, FunctionError)
+    assert (failed.version, failed.said) == ("12", json.loads(error))
+
+
 async def test_an_error_object_without_the_header_is_a_result_like_any_other(
     aws: ScriptedAws, runtime: LambdaRuntime
 ) -> None:

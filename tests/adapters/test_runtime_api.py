@@ -206,6 +206,15 @@ async def test_an_error_keeps_what_the_runtime_says(
     assert side.heard.replies == [error]
 
 
+async def test_an_error_keeps_members_that_only_its_runtime_knows(side: Side) -> None:
+    await begin(side)
+    body = b'{"errorMessage":"m","errorType":"a.B","stackTrace":["x"],"cause":{"errorMessage":"n"}}'
+    await side.client.call("POST", f"invocation/{CALL.request_id}/error", body)
+    (reply,) = side.heard.replies
+    assert isinstance(reply, FunctionError)
+    assert reply.said == json.loads(body)
+
+
 async def test_an_init_error_is_told(side: Side) -> None:
     body = b'{"errorType":"Runtime.Boom","errorMessage":"no"}'
     assert (await side.client.call("POST", "init/error", body))[0] == 202

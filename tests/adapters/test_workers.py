@@ -390,6 +390,39 @@ async def test_workers_run_as_the_user_that_is_asked_for(
     assert "root" not in caplog.messages
 
 
+@pytest.mark.parametrize(
+    ("handler", "kind", "message", "request_id"),
+    [
+        ("fails", "LookupError", "no order 7", "request-1"),
+        (
+            "returns_rubbish",
+            "Runtime.MarshalError",
+            "Unable to marshal response: Object of type object is not JSON serializable",
+            "request-1",
+        ),
+        # What fails before an invocation belongs to none.
+        (
+            "missing",
+            "Runtime.HandlerNotFound",
+            "Handler 'missing' missing on module 'python_functions'",
+            "",
+        ),
+    ],
+)
+async def test_an_error_has_the_members_that_lambdas_client_for_python_writes(
+    make: Make, handler: str, kind: str, message: str, request_id: str
+) -> None:
+    with anyio.fail_after(20):
+        reply = await make(handler).invoke(Invocation("request-1", {"order": 7}, time.time() + 30, ARN))
+    assert isinstance(reply, FunctionError)
+    assert reply.said == {
+        "errorMessage": message,
+        "errorType": kind,
+        "requestId": request_id,
+        "stackTrace": list(reply.stack_trace),
+    }
+
+
 async def test_a_worker_that_cannot_be_started_is_an_invalid_entrypoint(make: Make) -> None:
     reply = await make("double", working_directory=Path("/no/such/folder")).ready("request-1")
     assert isinstance(reply, FunctionError)

@@ -75,7 +75,7 @@ def run(handler: Any, event: Any, invocation: Invocation) -> bytes | FunctionErr
             result = asyncio.run(result)
     except BaseException as error:
         return error_of(error, invocation.request_id)
-    return encode_result(result)
+    return encode_result(result, invocation.request_id)
 
 
 def error_body(error: FunctionError) -> bytes:

@@ -39,7 +39,7 @@ def run(handler, identity, event, request_id, headers):
             import asyncio
 
             result = asyncio.run(result)
-        return encode_result(result)
+        return encode_result(result, request_id)
     except SystemExit:
         raise
     except BaseException as error:

@@ -15,7 +15,8 @@ AT = 1768552872.345  # 2026-01-16T08:41:12.345Z
 ID = "0b3c1a7e-5d4f-4a7b-8f0a-9a1b2c3d4e5f"
 FUNCTION = "arn:aws:lambda:eu-west-1:123456789012:function:orders-worker"
 TRACE = '  File "/var/task/app.py", line 9, in handler\n    raise OutOfStock("no stock")\n'
-NO_STOCK = FunctionError("OutOfStock", "no stock", (TRACE,))
+SAID = {"errorMessage": "no stock", "errorType": "OutOfStock", "requestId": ID, "stackTrace": [TRACE]}
+NO_STOCK = FunctionError("OutOfStock", "no stock", (TRACE,), said=SAID)
 REQUEST = {"orderId": "o-1"}
 
 
@@ -58,7 +59,20 @@ def test_a_reply_that_makes_no_sense_shows_why_the_batch_has_failed():
     }
 
 
-def test_an_error_without_a_stack_trace_has_its_type_and_message_only():
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"errorType": "Error", "errorMessage": "no 7", "trace": ["Error: no 7", "    at x"]},
+        {"errorMessage": "no 7", "errorType": "a.B", "stackTrace": ["x"], "cause": {"errorMessage": "1"}},
+        "out of paper",
+    ],
+)
+def test_an_error_is_told_with_all_that_the_runtime_said_of_it(said):
+    error = FunctionError("Error", "no 7", said=said)
+    assert built(error, Failed(error))["responsePayload"] == said
+
+
+def test_an_error_of_which_no_runtime_has_told_has_its_type_and_message_only():
     late = FunctionError("Sandbox.Timedout", f"RequestId: {ID} Error: Task timed out after 3.00 seconds")
     assert list(built(late, Failed(late))["responsePayload"]) == ["errorType", "errorMessage"]
 
@@ -80,6 +94,13 @@ def test_the_function_is_named_with_its_qualifier(arn, qualified, version):
     record = built(Returned(None), Succeeded(), "Success", arn=arn)
     assert record["requestContext"]["functionArn"] == qualified
     assert record["responseContext"]["executedVersion"] == version
+
+
+@pytest.mark.parametrize("reply", [Returned(1, "12"), FunctionError("E", "m", version="12")])
+def test_the_version_that_an_alias_meant_is_what_lambda_says(reply):
+    record = built(reply, Succeeded(), "Success", arn=f"{FUNCTION}:live")
+    assert record["requestContext"]["functionArn"] == f"{FUNCTION}:live"
+    assert record["responseContext"]["executedVersion"] == "12"
 
 
 def test_failures_count_receives_and_successes_do_not():

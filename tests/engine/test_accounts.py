@@ -88,7 +88,8 @@ async def test_a_message_is_given_up_when_its_last_retry_has_failed_and_then_del
 
 @virtual
 async def test_the_document_is_the_record_of_the_last_invocation_with_the_event_of_the_messages():
-    error = FunctionError("OutOfStock", "no stock", ("line 9",))
+    said = {"errorType": "OutOfStock", "errorMessage": "no stock", "trace": ["line 9"]}
+    error = FunctionError("OutOfStock", "no stock", ("line 9",), said=said)
     mapping = given_up_after(0, error)
     mapping.queue.send(1)
     async with mapping.running():
@@ -110,12 +111,7 @@ async def test_the_document_is_the_record_of_the_last_invocation_with_the_event_
             "executedVersion": "$LATEST",
             "functionError": "Unhandled",
         },
-        "responsePayload": {
-            "errorMessage": "no stock",
-            "errorType": "OutOfStock",
-            "requestId": request_id,
-            "stackTrace": ["line 9"],
-        },
+        "responsePayload": said,
     }
     assert (delivery.mapping, delivery.shard, delivery.function_arn) == ("orders", "", FUNCTION_ARN)
     assert (delivery.event, delivery.at, delivery.records) == (None, EPOCH, 1)

@@ -17,6 +17,7 @@ from poller.model import (
     Delivered,
     DeliveryFailed,
     Dropped,
+    FunctionError,
     Invoked,
     Returned,
     Settled,
@@ -353,6 +354,23 @@ async def test_what_a_partial_response_leaves_has_the_retries_of_a_new_batch():
     assert failure.document["requestContext"]["approximateInvokeCount"] == 4
     assert failure.document["responseContext"]["functionError"] is None
     assert batch_info(failure) == ("3", "3", 1)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Returned({"batchItemFailures": [{"itemIdentifier": "1"}]}, version="12"),
+        FunctionError("E", "m", version="12"),
+    ],
+)
+@virtual
+async def test_destinations_are_told_of_the_version_that_ran_where_lambda_has_said_which(reply):
+    clicks = clicks_with(reply, partial=True, policy=retries(0), destination=MemoryDestination())
+    clicks.stream.put(2)
+    async with worked(clicks):
+        pass
+    (failure,) = clicks.destination.deliveries
+    assert failure.document["responseContext"]["executedVersion"] == "12"
 
 
 @pytest.mark.parametrize("reply", [failing("99"), failing(""), Returned("done")])
