@@ -117,7 +117,9 @@ def _stack_trace(trace: TracebackType | None) -> tuple[str, ...]:
     frames = list(traceback.extract_tb(trace))
     while frames and frames[0].filename.startswith(_OWN_FRAMES):
         del frames[0]
-    return tuple(traceback.format_list(frames))
+    # Without their columns, or newer Pythons mark below a line which part of it failed: Lambda's lines have no such marks.
+    plain = [traceback.FrameSummary(one.filename, one.lineno, one.name, line=one.line) for one in frames]
+    return tuple(traceback.format_list(plain))
 
 
 # --- results ------------------------------------------------------------------------------------------------

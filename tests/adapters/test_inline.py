@@ -315,6 +315,16 @@ async def test_whatever_the_handler_raises_is_its_own_failure(error: BaseExcepti
     ]
 
 
+async def test_a_stack_trace_has_the_lines_and_no_marks_below_them() -> None:
+    def handler(event: Any, context: Any) -> Any:
+        return 1 + {"a": 1}["b"]
+
+    reply = await reply_of(handler)
+    assert isinstance(reply, FunctionError)
+    (trace,) = reply.stack_trace
+    assert trace.endswith(', in handler\n    return 1 + {"a": 1}["b"]\n')
+
+
 async def test_a_cancelled_task_of_the_handlers_own_is_its_failure_too() -> None:
     async def handler(event: Any, context: Any) -> Any:
         other = asyncio.get_running_loop().create_future()
