@@ -79,6 +79,11 @@ class Batch:
         self.size += size
         return rest
 
+    def keep(self, records: Sequence[Record]) -> None:
+        """Go on with these of its records only; the window goes on too."""
+        self.records = [*records]
+        self.size = ENVELOPE_SIZE + size_of(records)
+
     def _fitting(self, records: Sequence[Record]) -> int:
         """How many of `records`, from the first on."""
         size = self.size

@@ -240,6 +240,13 @@ class Pipeline:
             await self._settler.done(dropped)
             if not self._takes_in(generation):
                 return Gathered(await self._hand_back(batch.records))
+            if due is not None:
+                fresh, lasts = await self._task.fresh(batch.records)
+                if len(fresh) < len(batch.records):
+                    self._keep(batch, fresh)
+                    dropped = ()
+                    continue
+                due = max(0.0, min(due, lasts))
             received = await self._receive(batch.room, due)
             passed, dropped = self._filter(received)
             if not self._takes_in(generation):
@@ -251,6 +258,11 @@ class Pipeline:
                 await self._task.idle()
                 break
         return Gathered(batch.records, dropped, rest)
+
+    def _keep(self, batch: Batch, records: Sequence[Record]) -> None:
+        self._count_buffered(batch.records, -1)
+        batch.keep(records)
+        self._count_buffered(records, 1)
 
     async def _receive(self, room: int, due: float | None) -> Sequence[Record]:
         """One receive that is back before `due` seconds have passed; when it fails, the pause that follows."""

@@ -42,6 +42,7 @@ from poller.core.retry import (
     TooLarge,
     decide_stream,
     expire,
+    expires_at,
     is_too_large,
 )
 from poller.engine.accounts import Account, Witness
@@ -166,6 +167,18 @@ class StreamWork:
         await self._parts.settler.done(dropped)
         left = await (self._finish_windows(batch) if self._batches.window_length else self._finish(batch))
         return DONE if left is None else Worked(unfinished=left)
+
+    async def fresh(self, filling: Sequence[Record]) -> tuple[Sequence[Record], float]:
+        # What was handed back goes on where it stopped, and of a record in a window more is told than is known here.
+        if self._left or self._batches.window_length:
+            return filling, math.inf
+        policy = self._batches.policy
+        pending = [StreamBatch(filling)]
+        # It is asked at each receive, and the first record is the oldest but for the moments that arrival times differ by.
+        if expires_at(filling[:1], policy) <= self._world.wall():
+            await self._part_with_expired(pending)
+        left = pending[0].records
+        return left, expires_at(left[:1], policy) - self._world.wall()
 
     async def _finish(self, batch: Sequence[Record], *, final: bool = False) -> list[Record] | None:
         """Work until every record is done or given up. When the door closes before: what is left, which may be nothing."""

@@ -10,6 +10,7 @@ nothing is received while several refused batches wait for their next try.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -52,6 +53,11 @@ class Work(Protocol):
         received with the batch, whatever becomes of it."""
         ...
 
+    async def fresh(self, filling: Sequence[Record]) -> tuple[Sequence[Record], float]:
+        """Part with what is too old of a batch that is filling, and not empty. Returns the others, and the seconds until one of
+        them will be."""
+        ...
+
     async def idle(self) -> None:
         """Do what is due without a batch; called when a receive has brought nothing, and at the end of a shard."""
         ...
@@ -86,6 +92,10 @@ class QueueWork:
         if self._gate is None or not left:
             return DONE
         return Worked(failed_keys=frozenset(record.key for record in left))
+
+    async def fresh(self, filling: Sequence[Record]) -> tuple[Sequence[Record], float]:
+        """A queue knows how old its messages may be by itself."""
+        return filling, math.inf
 
     async def idle(self) -> None:
         """Nothing is ever due."""

@@ -80,6 +80,19 @@ def test_a_record_that_is_too_large_by_itself_travels_alone():
     assert batch.wait(now=0.0) == 0
 
 
+def test_a_batch_goes_on_without_some_of_its_records_and_in_the_same_window():
+    batch = Batch(BatchLimits(3, window=5))
+    first, second, third = records(3)
+    batch.add([first, second], now=10.0)
+    batch.keep([second])
+    assert (batch.records, batch.size, batch.room) == ([second], ENVELOPE_SIZE + 100, 2)
+    assert batch.wait(now=11.0) == 4.0
+    batch.keep([])
+    assert batch.wait(now=12.0) is None
+    batch.add([third], now=13.0)
+    assert batch.wait(now=13.0) == 5.0
+
+
 def test_the_limit_is_lambdas_six_megabytes():
     assert BatchLimits(10).size == 6 * 1024 * 1024
 

@@ -108,7 +108,7 @@ behaviours = st.lists(
 mappings = st.fixed_dictionaries(
     {
         "batch_size": st.sampled_from([1, 4, 10, 100]),
-        "window": st.sampled_from([0.0, 0.0, 2.0]),
+        "window": st.sampled_from([0.0, 0.0, 2.0, 90.0]),
         "payload": st.sampled_from([13 + 450, 6 * 2**20]),
         "lanes": st.sampled_from([1, 1, 2, 5]),
         "circuit": st.sampled_from([None, CircuitPolicy(1, 4, 60), CircuitPolicy(3, 10, 100)]),

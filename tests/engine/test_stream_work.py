@@ -201,6 +201,54 @@ async def test_of_a_batch_only_what_is_too_old_is_given_up():
 
 
 @virtual
+async def test_what_gets_too_old_while_its_batch_fills_is_given_up_then_and_the_others_wait_for_their_window():
+    clicks = clicks_with(policy=age(60), window=30, destination=MemoryDestination())
+    put_aged(clicks.stream, 50, 45, 0)
+    async with clicks.running():
+        await anyio.sleep(29)
+        assert clicks.function.batches == []
+        assert [failure.at for failure in clicks.destination.deliveries] == [EPOCH + 10, EPOCH + 15]
+        assert [batch_info(failure) for failure in clicks.destination.deliveries] == [
+            ("1", "1", 1),
+            ("2", "2", 1),
+        ]
+        assert (position(clicks), clicks.keeper.load().buffered_records) == ("2", 1)
+        await anyio.sleep(1.1)
+        assert clicks.function.batches == [["3"]]
+
+
+@virtual
+async def test_a_batch_of_which_all_got_too_old_begins_its_window_anew():
+    clicks = clicks_with(policy=age(60), window=50)
+    put_aged(clicks.stream, 30)
+    async with clicks.running():
+        await anyio.sleep(40)
+        assert dropped(clicks) == [("1", "1", "RecordAgeExceeded")]
+        clicks.stream.put()
+        await anyio.sleep(49.5)
+        assert clicks.function.batches == []
+        await anyio.sleep(1)
+    assert clicks.function.batches == [["2"]]
+
+
+@virtual
+async def test_a_door_that_closes_while_a_record_too_old_waits_for_its_destination_leaves_it_to_be_told_later():
+    clicks = clicks_with(policy=age(60), window=30, destination=MemoryDestination())
+    clicks.destination.broken = AccessDenied("sqs:SendMessage is missing")
+    put_aged(clicks.stream, 50, 0)
+    async with clicks.running():
+        await anyio.sleep(20)
+        assert "waiting for the on-failure destination" in doing(clicks)
+        clicks.keeper.close()
+        await anyio.sleep(1)
+        clicks.destination.broken = None
+        clicks.keeper.open()
+        await anyio.sleep(40)
+    assert [batch_info(failure) for failure in clicks.destination.deliveries] == [("1", "1", 1)]
+    assert clicks.function.batches == [["2"]]
+
+
+@virtual
 async def test_what_is_left_of_a_batch_after_some_got_too_old_is_another_batch_that_keeps_its_count():
     clicks = clicks_with(*[ERROR] * 4, policy=age(60, maximum_retry_attempts=3))
     put_aged(clicks.stream, 58.0, 0.0)
