@@ -36,6 +36,7 @@ from poller.model import (
     Workers,
 )
 from poller.telemetry import metrics as module
+from poller.telemetry.gauges import Gauges
 from poller.telemetry.metrics import Metrics
 from poller.telemetry.observers import Fanout
 
@@ -348,7 +349,7 @@ def test_two_of_them_do_not_share_a_number(metrics: Metrics) -> None:
 
 
 def test_a_registry_that_was_never_rendered_has_no_gauges() -> None:
-    assert list(module._Gauges().collect()) == []
+    assert list(Gauges().collect()) == []
 
 
 # --- several observers --------------------------------------------------------------------------------------------
