@@ -11,12 +11,10 @@ half of a bisected batch before the second, the rest of a partly failed one afte
                             '-- too old ----------------------------'--> destination or spool, or dropped --------> settled
 
 Records are settled as the objects that were received. What a handler has seen it may have changed, so from the second attempt
-on the events are built anew. A batch is given up only when its on-failure destination, or the spool, has taken it (law 1);
-until then the lane waits, and says so; only what is too large for it is dropped. The door's closing ends every pause; what is
-left then is handed back, in its order, unless the door is open again by the time that this runs: whoever opened it has not seen
-anything come back. What succeeded is told to an on-success destination in the same way before it is settled.
-
-Where keys are parked (see `parking`), a record that fails to the end goes to the spool, and all that follow it under its key.
+on the events are built anew. The door's closing ends every pause; what is left then is handed back, in its order, unless the
+door is open again by the time that this runs: whoever opened it has not seen anything come back. How records
+leave that are given up, or whose key is parked, is in `parting`. What succeeded is told to an on-success destination before it
+is settled.
 
 With a tumbling window every batch is cut at its window's end, and each window ends with an invocation of its own, which the
 same policy applies to.
@@ -47,10 +45,9 @@ from poller.core.retry import (
 )
 from poller.engine.accounts import Account, Witness
 from poller.engine.delivery import Outlet
-from poller.engine.parking import why
+from poller.engine.parting import LastAttempt, Parting
 from poller.engine.work import DONE, Worked
-from poller.errors import DocumentTooLarge
-from poller.model import Delivery, Dropped, Failed, NotInvoked, Trouble
+from poller.model import NotInvoked, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,7 +59,7 @@ if TYPE_CHECKING:
     from poller.engine.invoker import Call
     from poller.engine.parking import Parking
     from poller.engine.parts import Parts
-    from poller.model import Checkpoint, FunctionError, Outcome, Record, Reply
+    from poller.model import Checkpoint, Outcome, Record, Reply
 
 #: Bytes that the other members of a window's event take at most, its state excluded.
 WINDOW_MEMBERS = 1024
@@ -113,6 +110,17 @@ class Batches:
             lambda record: place(checkpoint(record)),
         )
 
+    def fresh(self, records: Sequence[Record]) -> list[Record]:
+        """The records with events that no handler has seen."""
+        rebuild, shard = self.envelope.rebuild, self.origin.shard_id
+        return [rebuild(shard, record) for record in records]
+
+    def event(self, records: Sequence[Record], window: Window | None, *, final: bool) -> dict[str, Any]:
+        """The event of an invocation."""
+        if window is None:
+            return envelope.event(records)
+        return self.envelope.window_event(self.origin.shard_id, records, window, final=final)
+
 
 class StreamWork:
     """Works on the batches of one lane of a shard. `window` is the one that was open at the checkpoint."""
@@ -131,16 +139,13 @@ class StreamWork:
         self._doing = ""
         self._batches = batches
         self._parts = parts
-        self._outlet = Outlet(batches.destination, parts) if batches.destination else None
+        self._parting = Parting(batches, parts, parking)
         self._success = Outlet(batches.on_success, parts) if batches.on_success else None
         # Of the last attempt, for the account of it; and the window as it was before that.
         self._witness: Witness | None = None
         self._window_before = window
-        self._parking = parking
         # Since when the shard brings nothing, and when that was seen last.
         self._quiet_since = self._quiet_at = -math.inf
-        # How often in a row nothing could be parked.
-        self._full = 0
         self._world = parts.world
         self._closed = closed
         self._mapping = batches.call.mapping
@@ -156,8 +161,7 @@ class StreamWork:
     @property
     def doing(self) -> str:
         """What it waits for, for `/status`; empty when that is nothing special."""
-        waits = (outlet.waiting for outlet in (self._outlet, self._success) if outlet)
-        return next(filter(None, waits), self._doing)
+        return self._parting.doing or (self._success.waiting if self._success else "") or self._doing
 
     # --- batches --------------------------------------------------------------------------------------------------------
 
@@ -278,8 +282,8 @@ class StreamWork:
 
     async def _part_with_parked(self, pending: list[StreamBatch]) -> bool:
         """Put records of parked keys behind what is parked of them; False when the door closed before."""
-        while self._parking and (held := self._parking.held(pending[-1].records)):
-            parked = await self._park(self._parking, held)
+        while held := self._parting.held(pending[-1].records):
+            parked = await self._parting.park(held)
             if parked:
                 _part_with(pending, parked)
                 self._begin_another()
@@ -288,16 +292,21 @@ class StreamWork:
                 return False
         return True
 
+    async def _give_up(self, given_up: GiveUp) -> bool:
+        """Part with records for good; False when the door closed before."""
+        last = LastAttempt(self._request_id, self._version, self.window)
+        return await self._parting.give_up(given_up, last)
+
     async def _attempt(self, batch: StreamBatch, *, seen: bool, final: bool) -> StreamOutcome | None:
         """Invoke the function once; None when the door closed before a handler saw the records."""
         if is_too_large(batch.records, self._window_size()):
             return TooLarge()
-        records = self._fresh(batch.records) if seen else batch.records
+        records = self._batches.fresh(batch.records) if seen else batch.records
         self._request_id = self._request_id or self._world.request_id()
         call = replace(
             self._batches.call,
             records=records,
-            event=self._event(records, final=final),
+            event=self._batches.event(records, self.window, final=final),
             request_id=self._request_id,
             judge=partial(self._judge, final=final),
             shard=self._shard,
@@ -307,15 +316,6 @@ class StreamWork:
             self._witness = Witness(batch.records, call.event, self._request_id)
             call = self._witness.of(call)
         return await self._parts.dispatch.invoke(call)
-
-    def _fresh(self, records: Sequence[Record]) -> list[Record]:
-        rebuild = self._batches.envelope.rebuild
-        return [rebuild(self._shard, record) for record in records]
-
-    def _event(self, records: Sequence[Record], *, final: bool) -> dict[str, Any]:
-        if self.window is None:
-            return envelope.event(records)
-        return self._batches.envelope.window_event(self._shard, records, self.window, final=final)
 
     # --- success --------------------------------------------------------------------------------------------------------
 
@@ -330,96 +330,6 @@ class StreamWork:
             # The function will see these records again, so what it made of them does not count yet.
             self.window = self._window_before
         return taken
-
-    # --- giving up ------------------------------------------------------------------------------------------------------
-
-    async def _give_up(self, given_up: GiveUp) -> bool:
-        """Part with records once their destination has taken them, or without one; False when the door closed before."""
-        if self._parking and self._parking.takes(given_up):
-            return await self._park_key(self._parking, given_up)
-        if self._outlet is None:
-            self._drop(given_up)
-        elif not await self._deliver(given_up, self._outlet):
-            return False
-        await self._parts.settler.done(given_up.records)
-        return True
-
-    async def _deliver(self, given_up: GiveUp, outlet: Outlet) -> bool:
-        delivery = self._delivery(given_up)
-        try:
-            return await outlet.deliver(delivery)
-        except DocumentTooLarge as error:
-            # As on Lambda, that is the end of it: no other try can come to anything, and the shard must go on.
-            outlet.tell_too_large(delivery, error)
-            self._drop(given_up)
-            return True
-
-    def _drop(self, given_up: GiveUp) -> None:
-        records = given_up.records
-        first, last = (records[0].id, records[-1].id) if records else ("", "")
-        self._parts.observer.dropped(
-            Dropped(self._mapping, self._shard, len(records), str(given_up.condition), first, last)
-        )
-
-    async def _park_key(self, parking: Parking, given_up: GiveUp) -> bool:
-        parked: Sequence[Record] | None = ()
-        while parked is not None and not parked:
-            parked = await self._park(parking, given_up.records, why(given_up.outcome))
-        return parked is not None
-
-    async def _park(
-        self, parking: Parking, records: Sequence[Record], error: FunctionError | None = None
-    ) -> Sequence[Record] | None:
-        """Store as many of `records`, from the first on, as there is room for; none of them after a wait for some, and None
-        when the door closed."""
-        stored = await parking.put(self._shard, records, error)
-        if stored:
-            self._full = 0
-            await self._parts.settler.done(records[:stored])
-            return records[:stored]
-        self._doing = parking.obstacle
-        if not await parking.wait(self._parts.door, self._full):
-            return None
-        self._full += 1
-        self._doing = ""
-        return ()
-
-    def _delivery(self, given_up: GiveUp) -> Delivery:
-        at = self._world.wall()
-        final = not given_up.records
-        function_arn = self._batches.function_arn
-        document = failure.document(
-            given_up,
-            self._batches.origin,
-            failure.LastInvoke(
-                self._request_id or self._world.request_id(),
-                function_arn,
-                self._version or failure.executed_version(function_arn),
-            ),
-            at,
-            failure.WindowInvoke(self.window, final) if self.window else None,
-        )
-        error = given_up.outcome.error if isinstance(given_up.outcome, Failed) else None
-        return Delivery(
-            id=failure.delivery_id(self._mapping, document, self._within(given_up.records)),
-            mapping=self._mapping,
-            shard=self._shard,
-            function_arn=function_arn,
-            document=document,
-            event=self._event(self._fresh(given_up.records), final=final),
-            at=at,
-            records=len(given_up.records),
-            condition=str(given_up.condition),
-            error_type=error.error_type if error else "",
-            error_message=error.error_message if error else "",
-        )
-
-    def _within(self, records: Sequence[Record]) -> tuple[int | None, int | None]:
-        """The sub-sequence numbers behind the first and the last of `records`, where they have any."""
-        if not records:
-            return None, None
-        checkpoint = self._batches.envelope.checkpoint
-        return checkpoint(records[0]).sub_sequence_number, checkpoint(records[-1]).sub_sequence_number
 
     # --- windows --------------------------------------------------------------------------------------------------------
 
