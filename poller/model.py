@@ -401,8 +401,8 @@ class CircuitChanged:
         return self.state is CircuitState.OPEN and self.before is not CircuitState.HALF_OPEN
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+# The facts that every batch brings are tuples, which take less time to make than frozen dataclasses.
+class Received(NamedTuple):
     """One receive came back; `records` is 0 for an empty one."""
 
     mapping: str
@@ -417,8 +417,7 @@ class FilteredOut:
     records: int
 
 
-@dataclass(frozen=True, slots=True)
-class Invoked:
+class Invoked(NamedTuple):
     """One invocation ended. `failed` counts the records that it did not finish."""
 
     mapping: str
@@ -433,8 +432,7 @@ class Invoked:
     """The shard of a stream; empty for a queue."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """Records that left poller: deleted at the source, left to come back by themselves, or given back at once; those of a
     stream are committed, which is that the checkpoint may pass them."""
 
@@ -568,8 +566,7 @@ class Trouble:
     """Seconds until the next try."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApiRequest:
+class ApiRequest(NamedTuple):
     """One request to AWS. `outcome` is `ok` or the error code."""
 
     service: str

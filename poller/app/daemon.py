@@ -14,7 +14,6 @@ import signal
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import anyio
 from anyio import to_thread
@@ -29,6 +28,7 @@ from poller.app.state import State, worker_id
 from poller.app.streams import Streams
 from poller.aws.session import AwsSession
 from poller.config import volatile_spools
+from poller.core.request_ids import request_id
 from poller.engine.invoker import World
 from poller.engine.slots import Places
 from poller.engine.status import Board, DaemonStatus, FunctionStatus
@@ -74,7 +74,9 @@ class Daemon:
         self._session = AwsSession(self._config.aws, self._observer)
         self._streams = Streams()
         # asyncio's timers and uvloop's go by this clock; anyio's way to it costs twenty times as much.
-        self._world = World(time.time, random.random, lambda: str(uuid4()), clock=time.monotonic)
+        self._world = World(
+            time.time, random.random, lambda: request_id(random.getrandbits(128)), clock=time.monotonic
+        )
         self._state = State(self._config, self._observer, self._world)
         self._started = time.time()
         self._ready = False

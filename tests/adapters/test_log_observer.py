@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -262,7 +261,7 @@ def test_everyday_facts_are_for_debugging_only(level: str, seen: int) -> None:
 
 def test_a_failed_batch_of_a_stream_is_not_said_to_come_back_from_a_queue() -> None:
     out = Log()
-    failed = replace(invoked(Failed(FunctionError("ValueError", "no")), failed=10), shard="shard-1")
+    failed = invoked(Failed(FunctionError("ValueError", "no")), failed=10)._replace(shard="shard-1")
     LogObserver().invoked(failed)
     line = out.line()
     assert line["message"] == (
