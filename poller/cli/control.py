@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import tomllib
 import urllib.error
 import urllib.request
@@ -148,8 +149,6 @@ def _listen(config: Path) -> str:
 
 
 def _expanded(listen: str) -> str:
-    import os
-
     from poller.config.environment import expand
 
     mistakes: list[Any] = []

@@ -8,6 +8,6 @@ _RANDOM = 0x4 << 76 | 0x2 << 62
 
 
 def request_id(bits: int) -> str:
-    """Return the UUID of version 4 that 128 random `bits` make; in two fifths of the time that the library takes."""
+    """Return the UUID of version 4 that 128 random `bits` make, in two fifths of the time that the library takes."""
     text = f"{bits & ~_FIXED | _RANDOM:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

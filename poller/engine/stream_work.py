@@ -12,9 +12,9 @@ half of a bisected batch before the second, the rest of a partly failed one afte
 
 Records are settled as the objects that were received. What a handler has seen it may have changed, so from the second attempt
 on the events are built anew. The door's closing ends every pause; what is left then is handed back, in its order, unless the
-door is open again by the time that this runs: whoever opened it has not seen anything come back. How records
-leave that are given up, or whose key is parked, is in `parting`. What succeeded is told to an on-success destination before it
-is settled.
+door is open again by the time that this runs: whoever opened it has not seen anything come back. How records leave
+that are given up, or whose key is parked, is in `parting`. What succeeded is told to an on-success destination before it is
+settled.
 
 With a tumbling window every batch is cut at its window's end, and each window ends with an invocation of its own, which the
 same policy applies to.

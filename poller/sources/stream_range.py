@@ -17,6 +17,7 @@ import anyio
 from poller.errors import AwsError, ReplayRefused, ShardGone
 from poller.model import StartAt
 from poller.sources._replayed import Course, Replayed
+from poller.sources._walk import EMPTY_LOOKS, LOOK, LOOK_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
     from poller.model import Checkpoint, Record, Shard
     from poller.ports import Reader, Source
     from poller.sources._walk import Replaying
-
-#: Records that one look brings, and seconds that it waits.
-LOOK = 500
-LOOK_WAIT = 2.0
-#: Looks that find nothing, in a row, at the end of a shard that is open: one may be empty although more is to come. One that is
-#: closed says itself where it ends.
-EMPTY_LOOKS = 3
 
 
 @dataclass(frozen=True, slots=True)
